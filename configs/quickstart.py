@@ -1,0 +1,22 @@
+"""A tiny CLIPSeg from random weights on the drawn sample: what `make quickstart` runs.
+
+    python -m medvlsm_jax.train --config=configs/quickstart.py --workdir=runs/quickstart --config.data_dir=runs/data
+"""
+
+import ml_collections
+
+from medvlsm_jax.config import apply_overrides, base_config
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """A few minutes on four CPU cores."""
+    config = base_config()
+    config.model = "clipseg_tiny"
+    config.dataset = "sample"
+    config.prompt = "p6"
+    config.loss = "dice_bce"
+    config.batch_size = 32
+    config.num_epochs = 4
+    config.learning_rate = 1e-3
+    config.max_grad_norm = 1.0
+    return apply_overrides(config, arg)

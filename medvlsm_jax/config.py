@@ -1,0 +1,78 @@
+"""The fields of a run's config, and how a config string overrides them."""
+
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from medvlsm_jax.errors import UserError
+
+
+def base_config() -> ml_collections.ConfigDict:
+    """Every field that `medvlsm_jax.train` reads, with defaults that suit a first run."""
+    config = ml_collections.ConfigDict()
+
+    # What is trained on what.
+    config.data_dir = "data"  # holds one folder per dataset
+    config.dataset = ""
+    config.prompt = "p6"  # p0 … p9, random, or "text:A SENTENCE"
+    config.model = "clipseg"  # a preset
+    config.init = ""  # a converted checkpoint to start from; empty starts from random weights
+    config.tokenizer = ""  # a hub id or a folder; empty takes the checkpoint's or the preset's
+    config.image_size = 0  # side of the square input; 0 takes the model's
+    config.zero_prompt = False  # replace the text embedding by zeros
+    config.freeze_encoder = config_dict.placeholder(bool)  # None: frozen when `init` brings pretrained towers
+    config.freeze_decoder = False
+
+    # How it is trained.
+    config.seed = 42
+    config.batch_size = 32  # of all devices together
+    config.accumulation = 1  # parts of a batch that are worked through one after another
+    config.num_epochs = 100
+    config.max_steps = 0  # stop there as if interrupted; 0: no bound
+    config.loss = "dice"  # or "dice_bce"
+    config.learning_rate = 1e-3
+    config.weight_decay = 1e-3
+    config.max_grad_norm = 0.5
+    config.plateau = ml_collections.ConfigDict({"factor": 0.1, "patience": 5, "threshold": 1e-4})
+    config.early_stopping = ml_collections.ConfigDict({"patience": 20, "min_delta": 1e-4, "min_epochs": 10})
+
+    # On which devices, and how it reads and reports.
+    config.dtype = "auto"  # of the computation: float32, bfloat16, or auto (bfloat16 on accelerators)
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})
+    config.data = ml_collections.ConfigDict({"num_workers": 0, "num_threads": 8})
+    config.log_every_steps = 10
+    config.checkpoint_every_steps = 0  # besides the end of each epoch
+    config.tensorboard = True
+    config.num_overlays = 4  # validation cases drawn after each epoch
+    return config
+
+
+def apply_overrides(config: ml_collections.ConfigDict, arg: str | None) -> ml_collections.ConfigDict:
+    """Sets fields from `name=value,name=value` (`mesh.fsdp=8` reaches into a group); types are those of the defaults.
+
+    Raises:
+        UserError: a field does not exist or a value is not of its type.
+    """
+    for item in filter(None, (arg or "").split(",")):
+        name, separator, text = item.partition("=")
+        *groups, field = name.split(".")
+        target = config
+        for group in groups:
+            target = target.get(group, {}) if isinstance(target, ml_collections.ConfigDict) else {}
+        if not separator or field not in target:
+            raise UserError(f"config string: {item!r} is not FIELD=VALUE with a field of the config: {', '.join(config)}")
+        target[field] = parse_value(name, text, target.get_type(field))
+    return config
+
+
+def parse_value(name: str, text: str, kind: type) -> Any:
+    """A value of the config string as the field's type."""
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"config string: {name}={text} should be true or false")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise UserError(f"config string: {name}={text} should be of type {kind.__name__}") from error

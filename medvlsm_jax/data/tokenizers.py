@@ -1,0 +1,91 @@
+"""Sentences to token ids, with a Hugging Face tokenizer from a hub id or a folder, or the built-in one."""
+
+import os
+import string
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32
+
+from medvlsm_jax.data.synthetic import vocabulary
+from medvlsm_jax.errors import UserError
+
+# One sentence at a time, from grain's threads: the library's own thread pool would only warn about them.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+BUILTIN = "builtin"
+PAPER_WORDS = (  # of the paper's attributes, so that its prompts are whole words to the built-in tokenizer
+    "polyp polyps foot ulcer skin melanoma tumor tumors left ventricular cavity myocardium atrium benign malignant "
+    "one two three four five six seven eight nine ten tiny small medium large round oval circle rectangle square triangle "
+    "irregular regular shaped red pink white yellow brown black green blue purple orange grey located in of the image "
+    "top bottom left right center no breast ultrasound chest xray at and which is a an with view"
+).split()
+
+
+class Tokenizer:
+    """A tokenizer with a fixed length; sentences that repeat are tokenised once."""
+
+    def __init__(self, backend: object, context_length: int):
+        self.backend = backend
+        self.context_length = context_length
+        self.cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def check(self, vocab_size: int, eos_token_id: int) -> None:
+        """Raises UserError when the tokenizer is not the one that a text encoder was built for."""
+        if len(self.backend) > vocab_size or self.backend.eos_token_id != eos_token_id:
+            raise UserError(
+                f"the tokenizer (vocabulary {len(self.backend)}, end token {self.backend.eos_token_id}) does not fit the "
+                f"model (vocabulary {vocab_size}, end token {eos_token_id}): pass the model's own with --config.tokenizer"
+            )
+
+    def __call__(self, sentence: str) -> tuple[Int32[np.ndarray, " t"], Int32[np.ndarray, " t"]]:
+        """Ids and attention mask (1 for tokens, 0 for padding), cut and padded to the context length."""
+        if sentence not in self.cache:
+            encoded = self.backend(sentence, padding="max_length", truncation=True, max_length=self.context_length)
+            ids, mask = encoded["input_ids"], encoded["attention_mask"]
+            self.cache[sentence] = np.asarray(ids, np.int32), np.asarray(mask, np.int32)
+        return self.cache[sentence]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the tokenizer's files, so that a checkpoint needs no hub."""
+        self.backend.save_pretrained(str(folder))
+
+
+def load_tokenizer(name: str, context_length: int) -> Tokenizer:
+    """A tokenizer by hub id or folder, or `builtin`, which needs no download.
+
+    Raises:
+        UserError: the folder holds no tokenizer, or the hub cannot be reached.
+    """
+    if name == BUILTIN:
+        return Tokenizer(builtin_tokenizer(), context_length)
+    from transformers import AutoTokenizer
+
+    try:
+        return Tokenizer(AutoTokenizer.from_pretrained(name), context_length)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the tokenizer {name!r}: pass --config.tokenizer=FOLDER that holds its files (for CLIP: "
+            "vocab.json, merges.txt, tokenizer_config.json), or use a machine that reaches the Hugging Face hub"
+        ) from error
+
+
+def builtin_tokenizer() -> object:
+    """A WordPiece tokenizer over the sample's and the paper's words; other words are spelt letter by letter."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    words = sorted({*vocabulary(), *PAPER_WORDS} - set(characters))
+    tokens = [*special, *characters, *(f"##{c}" for c in characters), *words]
+    backend = Backend(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"
+    )

@@ -1,0 +1,152 @@
+"""Scores a checkpoint: `python -m medvlsm_jax.evaluate --checkpoint=DIR --config.data_dir=DIR --dataset=kvasir_polyp
+--prompt=p6 --output=DIR`.
+
+Writes `cases.csv` (one line an image) and `metrics.json` (per dataset and prompt), masks and overlays on request.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from medvlsm_jax.data.annotations import Record, check_files, load_records
+from medvlsm_jax.data.images import open_image, read_mask, to_rgb
+from medvlsm_jax.data.pipeline import Loader
+from medvlsm_jax.data.prompts import TEXT, check_prompt
+from medvlsm_jax.data.tokenizers import load_tokenizer
+from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.evaluation.pictures import write_prediction
+from medvlsm_jax.evaluation.report import summary_table, write_report
+from medvlsm_jax.training import sharding
+from medvlsm_jax.training.checkpoints import load_pretrained
+from medvlsm_jax.training.scoring import score_records
+from medvlsm_jax.training.start import model_overrides
+from medvlsm_jax.training.state import make_eval_step
+
+Summary = dict[str, dict[str, dict[str, float]]]
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The fields that an evaluation reads; they mean what they mean in training."""
+    return ml_collections.ConfigDict(
+        {
+            "data_dir": "data",
+            "tokenizer": "",
+            "image_size": 0,
+            "zero_prompt": False,
+            "batch_size": 32,
+            "dtype": "float32",
+            "mesh": {"data": -1, "fsdp": 1},
+            "data": {"num_workers": 0, "num_threads": 8},
+        }
+    )
+
+
+def evaluate(
+    config: ml_collections.ConfigDict,
+    checkpoint: str | Path,
+    datasets: Sequence[str],
+    prompts: Sequence[str],
+    output: str | Path,
+    *,
+    split: str = "test",
+    save_masks: bool = False,
+) -> Summary:
+    """Scores every dataset with every prompt type, compiling once.
+
+    Args:
+        config: the fields of `default_config`.
+        checkpoint: a converted model folder, or the workdir of a training run.
+        datasets: names of folders in `config.data_dir`.
+        prompts: prompt types, or `text:A SENTENCE`.
+        output: receives metrics.json and cases.csv.
+        split: train, val or test.
+        save_masks: also write masks, probabilities and overlays at the images' own sizes.
+
+    Returns:
+        What metrics.json holds: dataset -> prompt -> n and mean and standard deviation of dice and iou, 0 to 1.
+
+    Raises:
+        UserError: the checkpoint, a dataset or a prompt type is missing or broken.
+    """
+    # --- Devices, input and model ------------------------------------------------------------------------------------
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch_size(config.batch_size, mesh)
+    sets = {dataset: load_records(config.data_dir, dataset, split) for dataset in datasets}
+    for records in sets.values():
+        check_files(records)
+        for prompt in prompts:
+            check_prompt(records, prompt)
+    source = load_pretrained(checkpoint, mesh, **model_overrides(config))
+    tokenizer = load_tokenizer(config.tokenizer or source.tokenizer, source.config.text.context_length)
+    tokenizer.check(source.config.text.vocab_size, source.config.text.eos_token_id)
+    eval_step = make_eval_step(source.graphdef, source.config, mesh, probabilities=save_masks)
+
+    # --- Scores ------------------------------------------------------------------------------------------------------
+    cases: list[dict[str, Any]] = []
+    for dataset, records in sets.items():
+        for prompt in prompts:
+            loader = Loader(records, tokenizer, prompt, source.config.image_size)
+            folder = Path(output) / "masks" / dataset / file_name(prompt)
+
+            def write(rows: Mapping[str, np.ndarray], folder: Path = folder, records: list[Record] = records) -> None:
+                for index, probability in zip(rows["index"], rows["probability"], strict=True):
+                    write_case(folder, records[index], probability[..., 0], source.config.threshold)
+
+            on_batch = write if save_masks else None
+            values = score_records(
+                eval_step, source.arrays, loader, mesh, config.batch_size, on_batch=on_batch, **config.data
+            )
+            cases += [
+                {
+                    "dataset": dataset,
+                    "prompt": prompt,
+                    "image": record.image.name,
+                    "mask": record.mask.name,
+                    "dice": float(values["dice"][i]),
+                    "iou": float(values["iou"][i]),
+                    "sentence": loader.sentence(i),
+                }
+                for i, record in enumerate(records)
+            ]
+
+    # --- Report ------------------------------------------------------------------------------------------------------
+    return write_report(Path(output), cases)
+
+
+def write_case(folder: Path, record: Record, probability: np.ndarray, threshold: float) -> None:
+    """Mask, probability and overlay of one record; records that share an image have masks of different names."""
+    image, truth = to_rgb(open_image(record.image)), read_mask(record.mask) > 0
+    write_prediction(folder, record.mask.stem, image, probability, threshold, truth)
+
+
+def file_name(prompt: str) -> str:
+    """A prompt type as a folder name."""
+    return re.sub(r"[^a-zA-Z0-9]+", "-", prompt.removeprefix(TEXT)).strip("-").lower()[:60] or "empty"
+
+
+def main(_: list[str]) -> None:
+    """Runs the command line."""
+    args = flags.FLAGS
+    summary = evaluate(
+        args.config, args.checkpoint, args.dataset, args.prompt, args.output, split=args.split, save_masks=args.save_masks
+    )
+    print(summary_table(summary))
+    print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_dict("config", default_config())
+    flags.DEFINE_string("checkpoint", None, "A converted model folder, or the workdir of a training run.")
+    flags.DEFINE_list("dataset", None, "Datasets in config.data_dir, separated by commas.")
+    flags.DEFINE_list("prompt", None, "Prompt types (p0 … p9, random), or 'text:A SENTENCE'; separated by commas.")
+    flags.DEFINE_enum("split", "test", ("train", "val", "test"), "Which split is scored.")
+    flags.DEFINE_string("output", None, "Receives metrics.json, cases.csv and, if asked for, masks/.")
+    flags.DEFINE_bool("save_masks", False, "Write masks, probabilities and overlays at the images' own sizes.")
+    flags.mark_flags_as_required(["checkpoint", "dataset", "prompt", "output"])
+    run_program(main)

@@ -1,0 +1,60 @@
+"""Probabilities at an image's own size, and overlays that a person can judge."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+PREDICTION = (0, 158, 220)  # a blue and a yellow that stay apart without colour vision
+TRUTH = (255, 220, 0)
+
+
+def resize_probability(probability: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "height width"]:
+    """A probability map at another size, (width, height) in pixels; resized before any threshold."""
+    resized = Image.fromarray(probability.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(resized), 0.0, 1.0)
+
+
+def outline(mask: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
+    """The pixels of a mask within `width` of its border."""
+    inner = mask.copy()
+    for _ in range(width):
+        padded = np.pad(inner, 1, mode="edge")
+        inner = inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"], prediction: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"] | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image with the predicted region tinted and outlined in blue and, where known, the true outline in yellow."""
+    canvas = image.astype(np.float32)
+    canvas[prediction] = 0.65 * canvas[prediction] + 0.35 * np.array(PREDICTION, np.float32)
+    width = max(1, round(max(image.shape[:2]) / 200))
+    canvas[outline(prediction, width)] = PREDICTION
+    if truth is not None:
+        canvas[outline(truth, width)] = TRUTH
+    return np.rint(canvas).astype(np.uint8)
+
+
+def write_prediction(
+    folder: Path, name: str, image: Image.Image, probability: Float[np.ndarray, "h w"], threshold: float,
+    truth: Bool[np.ndarray, "h w"] | None = None,
+) -> None:
+    """Writes NAME_mask.png (0/255), NAME_probability.png (0..255) and NAME_overlay.png at the image's own size.
+
+    Args:
+        folder: is made where it does not exist.
+        name: of the files, without ending.
+        image: RGB.
+        probability: at any resolution; resized to the image's, then thresholded.
+        threshold: a probability.
+        truth: outlined in the overlay, where known.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    full = resize_probability(probability, image.size)
+    mask = full > threshold
+    Image.fromarray((mask * 255).astype(np.uint8)).save(folder / f"{name}_mask.png")
+    Image.fromarray(np.rint(full * 255).astype(np.uint8)).save(folder / f"{name}_probability.png")
+    Image.fromarray(overlay(np.asarray(image), mask, truth)).save(folder / f"{name}_overlay.png")

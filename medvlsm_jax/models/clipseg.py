@@ -1,0 +1,192 @@
+"""CLIPSeg (Lüddecke & Ecker, CVPR 2022, arXiv 2112.10003), number for number as Hugging Face computes it."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from medvlsm_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from medvlsm_jax.models.layers import Block, Linear, PatchTransposedConv
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPSegConfig:
+    """What a CLIPSeg is; the defaults are those of CIDAS/clipseg-rd64-refined."""
+
+    text: CLIPTextConfig = CLIPTextConfig()
+    vision: CLIPVisionConfig = CLIPVisionConfig()
+    projection_dim: int = 512
+    extract_layers: tuple[int, ...] = (3, 6, 9)  # blocks whose outputs feed the decoder, counted from 0
+    reduce_dim: int = 64
+    decoder_heads: int = 4
+    decoder_mlp_width: int = 2048
+    conditional_layer: int = 0  # the decoder layer that the text modulates
+    complex_upsampling: bool = True  # two transposed convolutions after a convolution, or a single one
+    zero_prompt: bool = False  # replace the text embedding by zeros: an image-only ablation
+    dtype: str = "float32"  # of the computation; parameters are float32
+    image_size: int = 352
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
+    pixel_std: tuple[float, float, float] = IMAGENET_STD
+    threshold: float = 0.5  # of the probability, for a binary mask
+    tokenizer: str = "CIDAS/clipseg-rd64-refined"
+
+
+PRESETS: dict[str, CLIPSegConfig] = {
+    "clipseg": CLIPSegConfig(),
+    # Trains from scratch on a laptop in minutes; its tokenizer is the built-in one, its vocabulary has room to grow.
+    "clipseg_tiny": CLIPSegConfig(
+        text=CLIPTextConfig(
+            vocab_size=1024, context_length=64, width=64, depth=2, heads=2, mlp_width=128, eos_token_id=2
+        ),
+        vision=CLIPVisionConfig(patch_size=8, grid=12, width=128, depth=5, heads=4, mlp_width=512),
+        projection_dim=64,
+        extract_layers=(0, 2, 4),
+        reduce_dim=64,
+        decoder_mlp_width=128,
+        image_size=96,
+        tokenizer="builtin",
+    ),
+}
+
+
+class Upsampling(nnx.Module):
+    """From decoder tokens on the patch grid to one logit a pixel."""
+
+    def __init__(self, config: CLIPSegConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        width, patch = config.reduce_dim, config.vision.patch_size
+        self.is_complex = config.complex_upsampling
+        if not self.is_complex:
+            self.single = PatchTransposedConv(width, 1, patch, dtype=dtype, rngs=rngs)
+            return
+        # 4 and 4 for the published patch of 16; for another one the product is still the patch, so that logits and image
+        # agree in size (Hugging Face's would not).
+        stride = patch // 4
+        self.conv = nnx.Conv(width, width, (3, 3), padding=1, dtype=dtype, rngs=rngs)
+        self.first = PatchTransposedConv(width, width // 2, stride, dtype=dtype, rngs=rngs)
+        self.second = PatchTransposedConv(width // 2, 1, patch // stride, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b rows columns d"]) -> Float[Array, "b height width 1"]:
+        if not self.is_complex:
+            return self.single(x)
+        return self.second(jax.nn.relu(self.first(jax.nn.relu(self.conv(x)))))
+
+
+class CLIPSegDecoder(nnx.Module):
+    """Three small transformer layers over the reduced taps; the text modulates one of them by FiLM."""
+
+    def __init__(self, config: CLIPSegConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        width = config.reduce_dim
+        self.conditional_layer = config.conditional_layer
+        self.film_mul = Linear(config.projection_dim, width, dtype=dtype, rngs=rngs)
+        self.film_add = Linear(config.projection_dim, width, dtype=dtype, rngs=rngs)
+        self.reduces = nnx.List(
+            Linear(config.vision.width, width, dtype=dtype, rngs=rngs) for _ in config.extract_layers
+        )
+        self.layers = nnx.List(
+            Block(
+                width,
+                config.decoder_heads,
+                config.decoder_mlp_width,
+                activation="relu",
+                norm_first=False,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for _ in config.extract_layers
+        )
+        self.upsampling = Upsampling(config, dtype=dtype, rngs=rngs)
+
+    def hidden_states(
+        self, activations: list[Float[Array, "b tokens d"]], text_embedding: Float[Array, "b projection"]
+    ) -> list[Float[Array, "b tokens r"]]:
+        """The output of every decoder layer; the deepest tap comes first."""
+        states = []
+        x = jnp.zeros((), activations[0].dtype)
+        for i, activation in enumerate(reversed(activations)):
+            x = self.reduces[i](activation) + x
+            if i == self.conditional_layer:
+                x = self.film_mul(text_embedding)[:, None] * x + self.film_add(text_embedding)[:, None]
+            x = self.layers[i](x)
+            states.append(x)
+        return states
+
+    def __call__(
+        self,
+        activations: list[Float[Array, "b tokens d"]],
+        text_embedding: Float[Array, "b projection"],
+        grid: tuple[int, int],
+    ) -> Float[Array, "b height width 1"]:
+        x = self.hidden_states(activations, text_embedding)[-1][:, 1:]
+        return self.upsampling(x.reshape(x.shape[0], *grid, x.shape[-1]))
+
+
+class CLIPSeg(nnx.Module):
+    """An image and a sentence in, one logit a pixel out."""
+
+    config_class: ClassVar[type[CLIPSegConfig]] = CLIPSegConfig
+    encoder: ClassVar[tuple[str, ...]] = ("text", "vision", "logit_scale")  # what `freeze_encoder` means; the rest is decoder
+
+    def __init__(self, config: CLIPSegConfig, *, rngs: nnx.Rngs):
+        if max(config.extract_layers) >= config.vision.depth:
+            raise ValueError(
+                f"extract_layers {config.extract_layers} reach beyond the {config.vision.depth} vision blocks"
+            )
+        self.config = config
+        dtype = jnp.dtype(config.dtype)
+        self.text = CLIPText(config.text, config.projection_dim, dtype=dtype, rngs=rngs)
+        self.vision = CLIPVision(config.vision, config.projection_dim, dtype=dtype, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.array(2.6592))  # CLIP's temperature, ln(1 / 0.07): kept, never read
+        self.decoder = CLIPSegDecoder(config, dtype=dtype, rngs=rngs)
+
+    def unused(self, path: tuple[str | int, ...]) -> bool:
+        """Whether a parameter of a checkpoint has no influence on the logits: training leaves it alone."""
+        if path[:2] == ("vision", "blocks"):
+            return int(path[2]) > max(self.config.extract_layers)
+        return path[0] == "logit_scale" or path[:2] in {("vision", "post_norm"), ("vision", "projection")}
+
+    def encode_image(self, pixel_values: Float[Array, "b height width 3"]) -> list[Float[Array, "b tokens d"]]:
+        """The tapped outputs of the vision tower, shallowest first; blocks above the last tap are not run."""
+        states = self.vision.hidden_states(pixel_values, max(self.config.extract_layers) + 1)
+        return [states[i + 1] for i in self.config.extract_layers]
+
+    def encode_text(
+        self, input_ids: Int[Array, "b t"], attention_mask: Int[Array, "b t"] | None = None
+    ) -> Float[Array, "b projection"]:
+        """The sentence as the decoder reads it."""
+        return self.text(input_ids, attention_mask)
+
+    def __call__(
+        self,
+        pixel_values: Float[Array, "b height width 3"],
+        input_ids: Int[Array, "b t"] | None = None,
+        attention_mask: Int[Array, "b t"] | None = None,
+        *,
+        text_embedding: Float[Array, "b projection"] | None = None,
+    ) -> Float[Array, "b height width 1"]:
+        """Float32 logits of the mask that the sentence names.
+
+        Args:
+            pixel_values: normalised images; both sides are multiples of the patch size.
+            input_ids: tokens with a beginning and an end token; ignored with `zero_prompt` or `text_embedding`.
+            attention_mask: 1 for tokens, 0 for padding.
+            text_embedding: a precomputed embedding in place of the sentence.
+
+        Raises:
+            ValueError: no sentence is given, or a side of the image is not a multiple of the patch.
+        """
+        batch, height, width, _ = pixel_values.shape
+        if self.config.zero_prompt:
+            text_embedding = jnp.zeros((batch, self.config.projection_dim), self.config.dtype)
+        elif text_embedding is None:
+            if input_ids is None:
+                raise ValueError("CLIPSeg needs input_ids or text_embedding: it segments what a sentence names")
+            text_embedding = self.encode_text(input_ids, attention_mask)
+        patch = self.config.vision.patch_size
+        logits = self.decoder(self.encode_image(pixel_values), text_embedding, (height // patch, width // patch))
+        return logits.astype(jnp.float32)

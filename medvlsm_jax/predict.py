@@ -1,0 +1,144 @@
+"""Segments what a sentence names: `python -m medvlsm_jax.predict --checkpoint=DIR --image=FILE_OR_FOLDER
+--prompt="one small polyp" --output=DIR`.
+
+Writes NAME_mask.png, NAME_probability.png and NAME_overlay.png at each image's own size.
+"""
+
+import collections
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+from PIL import Image
+from tqdm import tqdm
+
+from medvlsm_jax.data.images import open_image, resize_image, to_rgb
+from medvlsm_jax.data.tokenizers import load_tokenizer
+from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.evaluation.pictures import write_prediction
+from medvlsm_jax.models import Model
+from medvlsm_jax.models.layers import normalize_pixels
+from medvlsm_jax.training.checkpoints import load_pretrained
+
+
+def predict(
+    checkpoint: str | Path,
+    images: Sequence[Path],
+    prompt: str,
+    output: str | Path,
+    *,
+    tokenizer: str = "",
+    threshold: float | None = None,
+    batch_size: int = 8,
+) -> list[Path]:
+    """Segments every image with one sentence, and returns the paths of the masks.
+
+    Args:
+        checkpoint: a converted model folder, or the workdir of a training run.
+        images: files that Pillow reads, 8 or 16 bits a channel.
+        prompt: the sentence.
+        output: a folder for three pictures an image.
+        tokenizer: a hub id or a folder; empty takes the checkpoint's.
+        threshold: a probability; None takes the model's.
+        batch_size: images that go through the model at once.
+
+    Raises:
+        UserError: the checkpoint is broken, or some images cannot be read; the others are written all the same.
+    """
+    source = load_pretrained(checkpoint)
+    model, config = source.model(), source.config
+    tokens = load_tokenizer(tokenizer or source.tokenizer, config.text.context_length)
+    tokens.check(config.text.vocab_size, config.text.eos_token_id)
+    input_ids, attention_mask = tokens(prompt)
+    names = output_names(images)
+    threshold = config.threshold if threshold is None else threshold
+
+    written, failures = [], []
+    for batch in chunks(tqdm(images, unit="img", disable=None), batch_size):
+        readable = [(path, image) for path in batch if (image := try_open(path, failures)) is not None]
+        if not readable:
+            continue
+        pixels = np.stack([resize_image(image, config.image_size) for _, image in readable])
+        padded = np.concatenate([pixels, np.repeat(pixels[:1], batch_size - len(pixels), axis=0)])
+        probabilities = np.asarray(segment(model, padded, input_ids, attention_mask))
+        for (path, image), probability in zip(readable, probabilities, strict=False):
+            write_prediction(Path(output), names[path], image, probability[..., 0], threshold)
+            written.append(Path(output) / f"{names[path]}_mask.png")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(images)} images are left out: " + "; ".join(failures))
+    return written
+
+
+@nnx.jit
+def segment(model: Model, images: jax.Array, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+    """Probabilities (B, H, W, 1) for uint8 images (B, H, W, 3) and one sentence (T,)."""
+    pixel_values = normalize_pixels(images, model.config.pixel_mean, model.config.pixel_std)
+    tokens = (jnp.tile(x, (images.shape[0], 1)) for x in (input_ids, attention_mask))
+    return jax.nn.sigmoid(model(pixel_values, *tokens))
+
+
+def try_open(path: Path, failures: list[str]) -> Image.Image | None:
+    """The image as RGB; None, and a line in `failures`, if it cannot be read."""
+    try:
+        return to_rgb(open_image(path))
+    except UserError as error:
+        failures.append(str(error))
+        return None
+
+
+def find_images(path: Path) -> list[Path]:
+    """The file itself, or the images of a folder by their endings; raises UserError when there are none."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"--image={path} does not exist: give an image or a folder of images")
+    endings = Image.registered_extensions()
+    images = sorted(
+        p for p in path.iterdir() if p.suffix.lower() in endings and p.is_file() and not p.name.startswith(".")
+    )
+    if not images:
+        raise UserError(f"--image={path} holds no images")
+    return images
+
+
+def output_names(images: Sequence[Path]) -> dict[Path, str]:
+    """What the outputs of each image are called: its stem, or its whole name where two images share a stem."""
+    stems = collections.Counter(path.stem for path in images)
+    return {path: path.stem if stems[path.stem] == 1 else path.name for path in images}
+
+
+def chunks(paths: Iterator[Path], size: int) -> Iterator[list[Path]]:
+    """Consecutive lists of up to `size` paths."""
+    chunk: list[Path] = []
+    for path in paths:
+        chunk.append(path)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def main(_: list[str]) -> None:
+    """Runs the command line."""
+    args = flags.FLAGS
+    images = find_images(Path(args.image))
+    written = predict(
+        args.checkpoint, images, args.prompt, args.output, tokenizer=args.tokenizer, threshold=args.threshold
+    )
+    print(f"{len(written)} masks, probabilities and overlays written to {args.output}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("checkpoint", None, "A converted model folder, or the workdir of a training run.")
+    flags.DEFINE_string("image", None, "An image, or a folder of images.")
+    flags.DEFINE_string("prompt", None, "The sentence that names what is segmented.")
+    flags.DEFINE_string("output", None, "A folder for the masks, probabilities and overlays.")
+    flags.DEFINE_string("tokenizer", "", "A hub id or a folder, where the checkpoint brings no tokenizer.")
+    flags.DEFINE_float("threshold", None, "A probability; the model's own when not given.", lower_bound=0, upper_bound=1)
+    flags.mark_flags_as_required(["checkpoint", "image", "prompt", "output"])
+    run_program(main)

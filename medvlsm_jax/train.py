@@ -1,0 +1,247 @@
+"""Finetunes a network: `python -m medvlsm_jax.train --config=configs/clipseg.py:dataset=kvasir_polyp --workdir=DIR`.
+
+Start-up precedence: the workdir's own newest checkpoint, then `config.init`, then random weights.
+"""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import flags
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+from medvlsm_jax import atomic
+from medvlsm_jax.data.annotations import Record, check_files, load_records
+from medvlsm_jax.data.pipeline import Loader, steps_per_epoch, train_batches
+from medvlsm_jax.data.prompts import check_prompt
+from medvlsm_jax.data.tokenizers import load_tokenizer
+from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.evaluation.pictures import overlay
+from medvlsm_jax.models.parameters import Arrays, count
+from medvlsm_jax.training import sharding
+from medvlsm_jax.training.checkpoints import CHECKPOINTS, Checkpoints, write_description
+from medvlsm_jax.training.losses import find_loss
+from medvlsm_jax.training.optimizer import adamw
+from medvlsm_jax.training.scoring import EvalStep, score_records
+from medvlsm_jax.training.start import RunProgress, Source, find_source, start_state
+from medvlsm_jax.training.state import TrainState, make_eval_step, make_train_step
+from medvlsm_jax.writers import JsonlWriter, Progress, TensorBoardWriter, Writer, Writers
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, float]:
+    """Trains as the config says, or continues what the workdir holds.
+
+    Args:
+        config: the fields of `medvlsm_jax.config.base_config`.
+        workdir: receives config.json, model.json, tokenizer/, checkpoints/, metrics.jsonl and TensorBoard files.
+
+    Returns:
+        `step`, the last step; with a validation set `val_dice`, the best mean validation Dice, 0 to 1.
+
+    Raises:
+        UserError: something in the config, the data or the workdir does not fit.
+        SystemExit: SIGTERM or Ctrl-C came; a checkpoint was written first.
+    """
+    with contextlib.ExitStack() as stack:
+        # --- Devices and input ---------------------------------------------------------------------------------------
+        workdir = Path(workdir)
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+        sharding.check_batch_size(config.batch_size // config.accumulation, mesh, "config.batch_size / accumulation")
+        train_records = read_split(config, "train")
+        val_records = read_split(config, "val", is_required=False)
+        epoch_steps = steps_per_epoch(len(train_records), config.batch_size)
+        total_steps = config.num_epochs * epoch_steps
+
+        # --- Model and state -----------------------------------------------------------------------------------------
+        checkpoints = stack.enter_context(Checkpoints(workdir))
+        source = find_source(config, workdir, checkpoints.latest())
+        tokenizer = load_tokenizer(source.tokenizer, source.config.text.context_length)
+        tokenizer.check(source.config.text.vocab_size, source.config.text.eos_token_id)
+        optimizer = adamw(weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
+        state, progress = start_state(config, source, optimizer, mesh, checkpoints)
+        first_step = int(state.step)
+        write_description(workdir, source.config, tokenizer)
+        atomic.write_text(workdir / "config.json", config.to_json_best_effort(indent=1) + "\n")
+        print(describe(config, source, state, mesh, (len(train_records), len(val_records)), (first_step, total_steps)))
+
+        # --- Compiled steps ------------------------------------------------------------------------------------------
+        graphdef, loss = nnx.graphdef(source.abstract_model()), find_loss(config.loss)
+        train_step = make_train_step(
+            graphdef, source.config, optimizer, loss, mesh, state, accumulation=config.accumulation
+        )
+        eval_step = make_eval_step(graphdef, source.config, mesh, loss, probabilities=True)
+
+        # --- Readers and writers -------------------------------------------------------------------------------------
+        loader = Loader(train_records, tokenizer, config.prompt, source.config.image_size, config.seed)
+        val_loader = Loader(val_records, tokenizer, config.prompt, source.config.image_size)
+        process = (jax.process_index(), jax.process_count())
+        batches = train_batches(
+            loader, config.batch_size, seed=config.seed, first_step=first_step, process=process, **config.data
+        )
+        stack.enter_context(contextlib.closing(batches))
+        writers = stack.enter_context(contextlib.closing(make_writers(config, workdir, first_step)))
+        bar = Progress(total_steps, first_step, config.batch_size, is_shown=process[0] == 0)
+        stack.enter_context(contextlib.closing(bar))
+        stop_signals = stack.enter_context(catch_signals())
+        guard = FiniteGuard(workdir)
+
+        # --- Loop ----------------------------------------------------------------------------------------------------
+        step, last_step = first_step, min(total_steps, config.max_steps or total_steps)
+        while step < last_step and not stop_signals and not progress.early_stopping.should_stop(step // epoch_steps):
+            batch = sharding.put_batch(next(batches), mesh)
+            state, values = train_step(state, batch, jnp.float32(progress.plateau.learning_rate))
+            step += 1
+            guard.watch(step, values)
+            bar.advance()
+            if step % config.log_every_steps == 0 or step % epoch_steps == 0:
+                guard.check()
+                logged = {f"train/{name}": float(value) for name, value in values.items()}
+                writers.scalars(step, logged | {"train/learning_rate": progress.plateau.learning_rate})
+                bar.show(step, logged)
+
+            score = None
+            if step % epoch_steps == 0 and val_records:
+                results = validate(eval_step, state.arrays(), val_loader, mesh, config, writers, step)
+                score = results["val/dice"]
+                progress.update(results["val/loss"], score)
+                bar.line(f"epoch {step // epoch_steps}/{config.num_epochs}", results)
+            is_due = config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
+            if step % epoch_steps == 0 or is_due or step == last_step or stop_signals:
+                guard.check()
+                checkpoints.save(step, state.arrays(), state.opt_state, progress.to_json(), score)
+
+    if stop_signals:
+        print(f"stopped at step {step} of {total_steps}: the same command continues from there", file=sys.stderr)
+        sys.exit(128 + stop_signals[0])
+    return {"step": float(step)} | ({} if progress.best_score is None else {"val_dice": progress.best_score})
+
+
+def read_split(config: ml_collections.ConfigDict, split: str, *, is_required: bool = True) -> list[Record]:
+    """The records of a split, checked for their files and the prompt type; empty where an optional split is."""
+    records = load_records(config.data_dir, config.dataset, split, is_required=is_required)
+    check_files(records)
+    check_prompt(records, config.prompt)
+    return records
+
+
+def make_writers(config: ml_collections.ConfigDict, workdir: Path, first_step: int) -> Writers:
+    """The writers of a run, on the first process alone."""
+    if jax.process_index():
+        return Writers([])
+    writers: list[Writer] = [JsonlWriter(workdir / "metrics.jsonl", first_step)]
+    if config.tensorboard:
+        writers.append(TensorBoardWriter(workdir / "tensorboard", first_step))
+    return Writers(writers)
+
+
+def validate(
+    eval_step: EvalStep,
+    arrays: Arrays,
+    loader: Loader,
+    mesh: Mesh,
+    config: ml_collections.ConfigDict,
+    writers: Writers,
+    step: int,
+) -> dict[str, float]:
+    """Mean loss, Dice and IoU over the validation records; writes them, and overlays of the first few."""
+    pictures: list[np.ndarray] = []
+
+    def draw(rows: Mapping[str, np.ndarray]) -> None:
+        for image, mask, probability in zip(rows["image"], rows["mask"], rows["probability"], strict=True):
+            if len(pictures) < config.num_overlays:
+                pictures.append(overlay(image, probability[..., 0] > 0.5, mask[..., 0] > 0))
+
+    values = score_records(eval_step, arrays, loader, mesh, config.batch_size, on_batch=draw, **config.data)
+    results = {f"val/{name}": float(values[name].mean(dtype=np.float64)) for name in ("loss", "dice", "iou")}
+    writers.scalars(step, results)
+    for i, picture in enumerate(pictures):
+        writers.picture(step, f"val/{i}", picture)
+    return results
+
+
+class FiniteGuard:
+    """Stops a run whose loss or gradient is not finite, before a checkpoint of it is written.
+
+    The values of a step are read when the next one is already under way, so that the device never waits.
+    """
+
+    def __init__(self, workdir: Path):
+        self.workdir = workdir
+        self.step, self.values = 0, {}
+
+    def watch(self, step: int, values: Mapping[str, jax.Array]) -> None:
+        """Checks the previous step and remembers this one."""
+        self.check()
+        self.step, self.values = step, dict(values)
+
+    def check(self) -> None:
+        """Raises UserError if a value that is being watched is not finite."""
+        bad = {name: float(value) for name, value in self.values.items() if not np.isfinite(float(value))}
+        if bad:
+            raise UserError(
+                f"training diverged at step {self.step}: {bad}; the last good checkpoint is in "
+                f"{self.workdir / CHECKPOINTS}. Lower config.learning_rate or use config.dtype=float32"
+            )
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """A list that receives SIGTERM (preemption) or SIGINT (Ctrl-C); a second Ctrl-C ends the program at once."""
+    received: list[int] = []
+
+    def remember(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        old = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: somebody else listens
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def describe(
+    config: ml_collections.ConfigDict,
+    source: Source,
+    state: TrainState,
+    mesh: Mesh,
+    num_records: tuple[int, int],
+    steps: tuple[int, int],
+) -> str:
+    """What is about to run, in a few lines."""
+    origin = {"checkpoint": f"continues at step {steps[0]}", "init": f"from {source.folder}", "random": "from random weights"}
+    return (
+        f"{config.model} {origin[source.kind]}: {count(state.trained) / 1e6:.2f} M of "
+        f"{count({**state.trained, **state.frozen}) / 1e6:.2f} M parameters trained, {source.config.dtype}, "
+        f"{mesh.size} {jax.devices()[0].platform} devices {dict(mesh.shape)}\n"
+        f"{config.dataset}, prompt {config.prompt}: {num_records[0]} training and {num_records[1]} validation records at "
+        f"{source.config.image_size} px, {steps[1]} steps of {config.batch_size}\n"
+        "compiling the first step ..."
+    )
+
+
+def main(_: list[str]) -> None:
+    """Runs the command line."""
+    result = train(flags.FLAGS.config, flags.FLAGS.workdir)
+    best = f", best validation Dice {result['val_dice']:.4f}" if "val_dice" in result else ""
+    print(f"finished at step {result['step']:.0f}{best}: {flags.FLAGS.workdir}")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "A get_config(arg) file, as FILE or FILE:FIELD=VALUE,…")
+    flags.DEFINE_string("workdir", None, "Where the run is kept; an unfinished run there is continued.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    run_program(main)

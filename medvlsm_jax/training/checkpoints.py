@@ -1,0 +1,195 @@
+"""Models and train states on disk; the only file that imports orbax.
+
+A model folder (written by `tools/convert_weights.py`) and a workdir (written by `medvlsm_jax.train`) both hold
+
+    model.json     the network and its config
+    tokenizer/     the tokenizer's files, where they were at hand
+
+and arrays under dotted names, in `arrays/` (model folder) or in `checkpoints/STEP/arrays/` (workdir).
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+
+from medvlsm_jax import atomic
+from medvlsm_jax.data.tokenizers import Tokenizer
+from medvlsm_jax.errors import UserError
+from medvlsm_jax.models import NETWORKS, Model, ModelConfig, network_of, override
+from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
+from medvlsm_jax.training.sharding import make_mesh, tree_shardings
+
+MODEL_FILE = "model.json"
+TOKENIZER_FOLDER = "tokenizer"
+ARRAYS = "arrays"
+OPTIMIZER = "optimizer"
+CHECKPOINTS = "checkpoints"
+SCORE = "dice"  # by which the best checkpoint is chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model from disk: its description and its arrays, sharded over a mesh."""
+
+    config: ModelConfig
+    graphdef: nnx.GraphDef
+    arrays: Arrays
+    tokenizer: str  # a folder or a hub id
+
+    def model(self) -> Model:
+        """The model itself."""
+        return merge_model(self.graphdef, self.arrays)
+
+
+def write_description(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    """Writes model.json and, where given, the tokenizer's files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer is not None:
+        tokenizer.save(folder / TOKENIZER_FOLDER)
+    content = {"network": network_of(config), "config": dataclasses.asdict(config)}
+    atomic.write_text(folder / MODEL_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def read_description(folder: Path) -> tuple[str, ModelConfig]:
+    """The network and the config of a model folder or a workdir; raises UserError when it is neither."""
+    path = folder / MODEL_FILE
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        network = content["network"]
+        return network, override(NETWORKS[network].config_class(), content["config"])
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} is no checkpoint: {path} is missing. Give a folder written by tools/convert_weights.py or the "
+            "--workdir of a training run"
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} describes no model of this version ({error!r})") from error
+
+
+def save_model(folder: str | Path, model: Model, tokenizer: Tokenizer | None = None) -> None:
+    """Writes a model folder, whole or not at all; an older model folder of that name is replaced.
+
+    Raises:
+        UserError: the folder exists and is something else.
+    """
+    target = Path(folder).absolute()
+    if target.exists() and not (target / MODEL_FILE).is_file() and any(target.iterdir()):
+        raise UserError(f"{target} exists and is no model folder: choose another --output")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _, params, stats = split_model(model)
+    try:
+        write_description(temporary, model.config, tokenizer)
+        ocp.save(temporary / ARRAYS, {**params, **stats})
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: Any) -> Pretrained:
+    """Reads a model folder, or the best checkpoint of a workdir, straight onto the devices of a mesh.
+
+    Args:
+        folder: either of them.
+        mesh: the devices; all on `data` when it is not given.
+        **overrides: config fields to replace that leave the arrays' shapes alone (`dtype`, `image_size`, …).
+
+    Raises:
+        UserError: nothing of that kind is there.
+    """
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        raise UserError(f"checkpoint folder {folder} does not exist")
+    network, config = read_description(folder)
+    config = override(config, overrides)
+    graphdef, params, stats = split_model(nnx.eval_shape(lambda: NETWORKS[network](config, rngs=nnx.Rngs(0))))
+    abstract = abstract_arrays({**params, **stats}, mesh or make_mesh())
+    if (folder / ARRAYS).is_dir():
+        arrays = ocp.load(folder / ARRAYS, abstract)
+    else:
+        with Checkpoints(folder) as checkpoints:
+            arrays = checkpoints.load_arrays(checkpoints.best(), abstract)
+    packed = folder / TOKENIZER_FOLDER
+    return Pretrained(config, graphdef, arrays, str(packed) if packed.is_dir() else config.tokenizer)
+
+
+def load(path: str | Path, **overrides: Any) -> Model:
+    """A converted or finetuned model from its folder; of a workdir, the checkpoint with the best validation Dice."""
+    return load_pretrained(path, **overrides).model()
+
+
+def abstract_arrays(tree: Any, mesh: Mesh) -> Any:
+    """Shapes with the shardings that the arrays are to be restored with."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        tree_shardings(tree, mesh),
+    )
+
+
+class Checkpoints:
+    """The checkpoints of a workdir: the latest, and the best by validation Dice; written in the background."""
+
+    def __init__(self, workdir: str | Path):
+        self.folder = Path(workdir).absolute() / CHECKPOINTS
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(get_metric_fn=lambda m: m[SCORE], n=1, keep_checkpoints_without_metrics=False)
+        # BestN alone would evict the newest checkpoint (orbax#526).
+        self.checkpointer = ocp.training.Checkpointer(
+            self.folder,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.checkpointer.close()
+
+    def latest(self) -> int | None:
+        """The newest step that was saved."""
+        newest = self.checkpointer.latest
+        return None if newest is None else newest.step
+
+    def best(self) -> int:
+        """The step with the best validation Dice, else the newest; raises UserError when there is none."""
+        scored = [(c.metrics[SCORE], c.step) for c in self.checkpointer.checkpoints if c.metrics]
+        newest = self.latest()
+        if newest is None:
+            raise UserError(f"{self.folder} holds no finished checkpoint: the training run ended before its first one")
+        return max(scored)[1] if scored else newest
+
+    def save(self, step: int, arrays: Arrays, opt_state: Any, progress: dict[str, Any], score: float | None) -> None:
+        """Starts to write a checkpoint; `progress` is what continues besides the arrays, as json values."""
+        self.checkpointer.save_checkpointables_async(
+            step,
+            {ARRAYS: arrays, OPTIMIZER: opt_state},
+            metrics=None if score is None else {SCORE: score},
+            custom_metadata=progress,
+            overwrite=True,
+        )
+
+    def load_arrays(self, step: int, abstract: Arrays) -> Arrays:
+        """The arrays of a step, with the shardings of `abstract`."""
+        return self.checkpointer.load_checkpointables(step, {ARRAYS: abstract})[ARRAYS]
+
+    def load(self, step: int, abstract: Arrays, abstract_opt_state: Any) -> tuple[Arrays, Any, dict[str, Any]]:
+        """Arrays, optimizer state and progress of a step."""
+        wanted = {ARRAYS: abstract, OPTIMIZER: abstract_opt_state}
+        loaded = self.checkpointer.load_checkpointables(step, wanted)
+        progress = self.checkpointer.checkpointables_metadata(step).custom_metadata
+        return loaded[ARRAYS], loaded[OPTIMIZER], dict(progress or {})
+
+    def wait(self) -> None:
+        """Returns when what was started is on disk."""
+        self.checkpointer.wait()

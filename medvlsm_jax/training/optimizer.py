@@ -1,0 +1,91 @@
+"""What is trained, how a gradient becomes an update, and when the learning rate falls or training ends."""
+
+import dataclasses
+import math
+
+import optax
+
+from medvlsm_jax.models import Model
+from medvlsm_jax.models.parameters import Arrays, undotted
+
+
+def is_trained(model: Model, name: str, *, freeze_encoder: bool, freeze_decoder: bool) -> bool:
+    """Whether a parameter is updated: neither frozen nor without influence on the logits.
+
+    PyTorch gives an unused parameter no gradient and so no weight decay; leaving it alone here does the same.
+    """
+    path = undotted(name)
+    frozen = (freeze_encoder and path[0] in model.encoder) or (freeze_decoder and path[0] not in model.encoder)
+    return not frozen and not model.unused(path)
+
+
+def split_trained(model: Model, params: Arrays, *, freeze_encoder: bool, freeze_decoder: bool) -> tuple[Arrays, Arrays]:
+    """The parameters that are updated, and those that are not."""
+    flags = {
+        name: is_trained(model, name, freeze_encoder=freeze_encoder, freeze_decoder=freeze_decoder) for name in params
+    }
+    trained = {name: array for name, array in params.items() if flags[name]}
+    frozen = {name: array for name, array in params.items() if not flags[name]}
+    return trained, frozen
+
+
+def adamw(*, weight_decay: float, max_grad_norm: float) -> optax.GradientTransformation:
+    """PyTorch's AdamW after clipping by the global norm, up to the learning rate.
+
+    The learning rate multiplies the result in the train step: the plateau rule changes it between steps.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(), optax.add_decayed_weights(weight_decay)
+    )
+
+
+@dataclasses.dataclass
+class ReduceOnPlateau:
+    """Lowers the learning rate when a value stops falling: torch.optim.lr_scheduler.ReduceLROnPlateau's rule.
+
+    A value is better if it lies below the best by a relative `threshold`; more than `patience` evaluations without a
+    better one multiply the learning rate by `factor`.
+    """
+
+    learning_rate: float
+    factor: float = 0.1
+    patience: int = 5
+    threshold: float = 1e-4
+    best: float = math.inf
+    bad: int = 0
+
+    def update(self, value: float) -> None:
+        """Takes one evaluation's value."""
+        if value < self.best * (1 - self.threshold):
+            self.best, self.bad = value, 0
+        else:
+            self.bad += 1
+        if self.bad > self.patience:
+            self.learning_rate *= self.factor
+            self.bad = 0
+
+
+@dataclasses.dataclass
+class EarlyStopping:
+    """Ends training when a score stops rising: Lightning's EarlyStopping with mode="max".
+
+    A score is better if it exceeds the best by `min_delta`; `patience` evaluations without a better one end training,
+    though not before `min_epochs`. The patience of 0 never ends it.
+    """
+
+    patience: int = 20
+    min_delta: float = 1e-4
+    min_epochs: int = 10
+    best: float = -math.inf
+    bad: int = 0
+
+    def update(self, score: float) -> None:
+        """Takes one evaluation's score."""
+        if score - self.min_delta > self.best:
+            self.best, self.bad = score, 0
+        else:
+            self.bad += 1
+
+    def should_stop(self, epoch: int) -> bool:
+        """Whether training ends after this many epochs."""
+        return 0 < self.patience <= self.bad and epoch >= self.min_epochs

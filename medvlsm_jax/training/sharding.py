@@ -1,0 +1,67 @@
+"""The mesh, and where arrays live on it.
+
+Axes ("data", "fsdp"): a batch is split over both, parameters and optimizer state over "fsdp" on their largest divisible axis.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from medvlsm_jax.errors import UserError
+
+AXES = ("data", "fsdp")
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """A mesh over all devices; -1 takes what the other axis leaves.
+
+    Raises:
+        UserError: the axes do not multiply to the number of devices.
+    """
+    devices = np.array(jax.devices())
+    sizes = [data, fsdp]
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = devices.size // max(1, -data * fsdp)
+    if min(sizes) < 1 or sizes[0] * sizes[1] != devices.size:
+        raise UserError(f"mesh.data={data} x mesh.fsdp={fsdp} does not cover {devices.size} devices: leave one at -1")
+    return Mesh(devices.reshape(sizes), AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over all devices."""
+    return NamedSharding(mesh, P(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def parameter_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """The largest axis that "fsdp" divides is split over it; an array without one is replicated."""
+    fsdp = mesh.shape["fsdp"]
+    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0 and size > 0]
+    if fsdp == 1 or not divisible:
+        return replicated(mesh)
+    split = max(divisible, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, P(*(("fsdp" if axis == split else None) for axis in range(len(shape)))))
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A sharding for every array (or shape) of a tree."""
+    return jax.tree.map(lambda leaf: parameter_sharding(leaf.shape, mesh), tree)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows as its part of global arrays."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, flag: str = "config.batch_size") -> None:
+    """Raises a UserError when devices cannot share a batch evenly."""
+    if batch_size < 1 or batch_size % mesh.size:
+        raise UserError(f"{flag}={batch_size} is not a multiple of the {mesh.size} devices")
