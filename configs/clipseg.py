@@ -1,4 +1,4 @@
-"""CLIPSeg with the published recipe (MIDL 2024): soft Dice, AdamW, the learning rate falls on plateaus, no augmentation.
+"""CLIPSeg with the published recipe (MIDL 2024): soft Dice, AdamW, a learning rate that falls on plateaus.
 
     python -m medvlsm_jax.train --config=configs/clipseg.py:dataset=kvasir_polyp,prompt=p6 --workdir=runs/kvasir_p6 \
         --config.data_dir=DIR --config.init=CONVERTED_CHECKPOINT

@@ -1,6 +1,6 @@
 """A tiny CLIPSeg from random weights on the drawn sample: what `make quickstart` runs.
 
-    python -m medvlsm_jax.train --config=configs/quickstart.py --workdir=runs/quickstart --config.data_dir=runs/data
+python -m medvlsm_jax.train --config=configs/quickstart.py --workdir=runs/quickstart --config.data_dir=runs/data
 """
 
 import ml_collections
@@ -16,7 +16,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.prompt = "p6"
     config.loss = "dice_bce"
     config.batch_size = 32
-    config.num_epochs = 4
+    config.num_epochs = 3
     config.learning_rate = 1e-3
+    config.schedule = "cosine"
+    config.warmup_steps = 30
     config.max_grad_norm = 1.0
     return apply_overrides(config, arg)

@@ -32,6 +32,8 @@ def base_config() -> ml_collections.ConfigDict:
     config.max_steps = 0  # stop there as if interrupted; 0: no bound
     config.loss = "dice"  # or "dice_bce"
     config.learning_rate = 1e-3
+    config.schedule = "constant"  # or "cosine", down to 0 over all steps
+    config.warmup_steps = 0
     config.weight_decay = 1e-3
     config.max_grad_norm = 0.5
     config.plateau = ml_collections.ConfigDict({"factor": 0.1, "patience": 5, "threshold": 1e-4})
@@ -57,11 +59,13 @@ def apply_overrides(config: ml_collections.ConfigDict, arg: str | None) -> ml_co
     for item in filter(None, (arg or "").split(",")):
         name, separator, text = item.partition("=")
         *groups, field = name.split(".")
-        target = config
+        target: Any = config
         for group in groups:
             target = target.get(group, {}) if isinstance(target, ml_collections.ConfigDict) else {}
         if not separator or field not in target:
-            raise UserError(f"config string: {item!r} is not FIELD=VALUE with a field of the config: {', '.join(config)}")
+            raise UserError(
+                f"config string: {item!r} is not FIELD=VALUE with a field of the config: {', '.join(config)}"
+            )
         target[field] = parse_value(name, text, target.get_type(field))
     return config
 

@@ -1,5 +1,7 @@
-"""Scores a checkpoint: `python -m medvlsm_jax.evaluate --checkpoint=DIR --config.data_dir=DIR --dataset=kvasir_polyp
---prompt=p6 --output=DIR`.
+r"""Scores a checkpoint.
+
+    python -m medvlsm_jax.evaluate --checkpoint=DIR --config.data_dir=DIR --dataset=kvasir_polyp --prompt=p6 \
+        --output=DIR
 
 Writes `cases.csv` (one line an image) and `metrics.json` (per dataset and prompt), masks and overlays on request.
 """
@@ -19,7 +21,7 @@ from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.pipeline import Loader
 from medvlsm_jax.data.prompts import TEXT, check_prompt
 from medvlsm_jax.data.tokenizers import load_tokenizer
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.evaluation.report import summary_table, write_report
 from medvlsm_jax.training import sharding
@@ -57,7 +59,7 @@ def evaluate(
     split: str = "test",
     save_masks: bool = False,
 ) -> Summary:
-    """Scores every dataset with every prompt type, compiling once.
+    r"""Scores every dataset with every prompt type, compiling once.
 
     Args:
         config: the fields of `default_config`.
@@ -134,7 +136,13 @@ def main(_: list[str]) -> None:
     """Runs the command line."""
     args = flags.FLAGS
     summary = evaluate(
-        args.config, args.checkpoint, args.dataset, args.prompt, args.output, split=args.split, save_masks=args.save_masks
+        args.config,
+        args.checkpoint,
+        args.dataset,
+        args.prompt,
+        args.output,
+        split=args.split,
+        save_masks=args.save_masks,
     )
     print(summary_table(summary))
     print(f"written to {args.output}")

@@ -1,11 +1,12 @@
-"""Segments what a sentence names: `python -m medvlsm_jax.predict --checkpoint=DIR --image=FILE_OR_FOLDER
---prompt="one small polyp" --output=DIR`.
+"""Segments what a sentence names.
+
+    python -m medvlsm_jax.predict --checkpoint=DIR --image=FILE_OR_FOLDER --prompt="one small polyp" --output=DIR
 
 Writes NAME_mask.png, NAME_probability.png and NAME_overlay.png at each image's own size.
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from medvlsm_jax.data.tokenizers import load_tokenizer
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.models import Model
-from medvlsm_jax.models.layers import normalize_pixels
+from medvlsm_jax.models.layers import AnyArray, normalize_pixels
 from medvlsm_jax.training.checkpoints import load_pretrained
 
 
@@ -74,7 +75,7 @@ def predict(
 
 
 @nnx.jit
-def segment(model: Model, images: jax.Array, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+def segment(model: Model, images: AnyArray, input_ids: AnyArray, attention_mask: AnyArray) -> jax.Array:
     """Probabilities (B, H, W, 1) for uint8 images (B, H, W, 3) and one sentence (T,)."""
     pixel_values = normalize_pixels(images, model.config.pixel_mean, model.config.pixel_std)
     tokens = (jnp.tile(x, (images.shape[0], 1)) for x in (input_ids, attention_mask))
@@ -111,7 +112,7 @@ def output_names(images: Sequence[Path]) -> dict[Path, str]:
     return {path: path.stem if stems[path.stem] == 1 else path.name for path in images}
 
 
-def chunks(paths: Iterator[Path], size: int) -> Iterator[list[Path]]:
+def chunks(paths: Iterable[Path], size: int) -> Iterator[list[Path]]:
     """Consecutive lists of up to `size` paths."""
     chunk: list[Path] = []
     for path in paths:
@@ -139,6 +140,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("prompt", None, "The sentence that names what is segmented.")
     flags.DEFINE_string("output", None, "A folder for the masks, probabilities and overlays.")
     flags.DEFINE_string("tokenizer", "", "A hub id or a folder, where the checkpoint brings no tokenizer.")
-    flags.DEFINE_float("threshold", None, "A probability; the model's own when not given.", lower_bound=0, upper_bound=1)
+    flags.DEFINE_float(
+        "threshold", None, "A probability; the model's own when not given.", lower_bound=0, upper_bound=1
+    )
     flags.mark_flags_as_required(["checkpoint", "image", "prompt", "output"])
     run_program(main)

@@ -1,4 +1,6 @@
-"""Finetunes a network: `python -m medvlsm_jax.train --config=configs/clipseg.py:dataset=kvasir_polyp --workdir=DIR`.
+"""Finetunes a network.
+
+    python -m medvlsm_jax.train --config=configs/clipseg.py:dataset=kvasir_polyp,prompt=p6 --workdir=DIR
 
 Start-up precedence: the workdir's own newest checkpoint, then `config.init`, then random weights.
 """
@@ -29,9 +31,9 @@ from medvlsm_jax.models.parameters import Arrays, count
 from medvlsm_jax.training import sharding
 from medvlsm_jax.training.checkpoints import CHECKPOINTS, Checkpoints, write_description
 from medvlsm_jax.training.losses import find_loss
-from medvlsm_jax.training.optimizer import adamw
+from medvlsm_jax.training.optimizer import adamw, schedule_factor
 from medvlsm_jax.training.scoring import EvalStep, score_records
-from medvlsm_jax.training.start import RunProgress, Source, find_source, start_state
+from medvlsm_jax.training.start import Source, find_source, start_state
 from medvlsm_jax.training.state import TrainState, make_eval_step, make_train_step
 from medvlsm_jax.writers import JsonlWriter, Progress, TensorBoardWriter, Writer, Writers
 
@@ -97,14 +99,16 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         step, last_step = first_step, min(total_steps, config.max_steps or total_steps)
         while step < last_step and not stop_signals and not progress.early_stopping.should_stop(step // epoch_steps):
             batch = sharding.put_batch(next(batches), mesh)
-            state, values = train_step(state, batch, jnp.float32(progress.plateau.learning_rate))
+            factor = schedule_factor(config.schedule, step, total_steps, config.warmup_steps)
+            learning_rate = progress.plateau.learning_rate * factor
+            state, values = train_step(state, batch, jnp.float32(learning_rate))
             step += 1
             guard.watch(step, values)
             bar.advance()
             if step % config.log_every_steps == 0 or step % epoch_steps == 0:
                 guard.check()
                 logged = {f"train/{name}": float(value) for name, value in values.items()}
-                writers.scalars(step, logged | {"train/learning_rate": progress.plateau.learning_rate})
+                writers.scalars(step, logged | {"train/learning_rate": learning_rate})
                 bar.show(step, logged)
 
             score = None
@@ -222,12 +226,16 @@ def describe(
     steps: tuple[int, int],
 ) -> str:
     """What is about to run, in a few lines."""
-    origin = {"checkpoint": f"continues at step {steps[0]}", "init": f"from {source.folder}", "random": "from random weights"}
+    origin = {
+        "checkpoint": f"continues at step {steps[0]}",
+        "init": f"from {source.folder}",
+        "random": "from random weights",
+    }
+    trained, total = count(state.trained) / 1e6, count({**state.trained, **state.frozen}) / 1e6
     return (
-        f"{config.model} {origin[source.kind]}: {count(state.trained) / 1e6:.2f} M of "
-        f"{count({**state.trained, **state.frozen}) / 1e6:.2f} M parameters trained, {source.config.dtype}, "
-        f"{mesh.size} {jax.devices()[0].platform} devices {dict(mesh.shape)}\n"
-        f"{config.dataset}, prompt {config.prompt}: {num_records[0]} training and {num_records[1]} validation records at "
+        f"{config.model} {origin[source.kind]}: {trained:.2f} M of {total:.2f} M parameters trained, "
+        f"{source.config.dtype}, {mesh.size} {jax.devices()[0].platform} devices {dict(mesh.shape)}\n"
+        f"{config.dataset}, prompt {config.prompt}: {num_records[0]} training, {num_records[1]} validation records at "
         f"{source.config.image_size} px, {steps[1]} steps of {config.batch_size}\n"
         "compiling the first step ..."
     )

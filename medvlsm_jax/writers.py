@@ -30,10 +30,11 @@ class Writer(Protocol):
 
 
 class JsonlWriter:
-    """metrics.jsonl: one object a line with step, name and value. Lines beyond `first_step` are dropped at the start."""
+    """metrics.jsonl: one object a line with step, name and value; starts by dropping lines beyond `first_step`."""
 
     def __init__(self, path: Path, first_step: int):
-        kept = [line for line in path.read_text("utf-8").splitlines() if is_before(line, first_step)] if path.exists() else []
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if is_before(line, first_step)]
         atomic.write_text(path, "".join(f"{line}\n" for line in kept))
         self.file = path.open("a", encoding="utf-8")
 

@@ -2,8 +2,8 @@
 
     python tools/check_parity.py --model=clipseg --source=model.safetensors
 
-Without --source both get the same random weights. Exits with 1 when a layer differs by more than --tolerance, as a share of
-its largest absolute value.
+Without --source both get the same random weights. Exits with 1 when a layer differs by more than --tolerance, which is
+a share of its largest absolute value.
 """
 
 import sys
@@ -16,6 +16,7 @@ from flax import nnx
 from medvlsm_jax import create_model, from_torch
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluation.report import table
+from medvlsm_jax.models.clip import CLIPTextConfig
 from medvlsm_jax.models.clipseg import CLIPSeg
 from medvlsm_jax.weights import read_state_dict
 from medvlsm_jax.weights.reference import clipseg_outputs, huggingface_clipseg, huggingface_outputs
@@ -35,7 +36,7 @@ def compare(model: CLIPSeg, seed: int = 0) -> dict[str, float]:
     }
 
 
-def random_tokens(rng: np.random.Generator, text: object) -> tuple[np.ndarray, np.ndarray]:
+def random_tokens(rng: np.random.Generator, text: CLIPTextConfig) -> tuple[np.ndarray, np.ndarray]:
     """Two sentences of random tokens with an end token, of different lengths, padded with it."""
     input_ids = rng.integers(3, min(text.vocab_size, text.eos_token_id) - 1, (2, text.context_length)).astype(np.int32)
     attention_mask = np.ones_like(input_ids)
@@ -65,7 +66,9 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("model", None, "A preset: clipseg or clipseg_tiny.")
-    flags.DEFINE_string("source", "", "A checkpoint file, a folder that holds one, or a hub id; empty for random weights.")
+    flags.DEFINE_string(
+        "source", "", "A checkpoint file, a folder that holds one, or a hub id; empty for random weights."
+    )
     flags.DEFINE_integer("seed", 0, "Of the random weights and inputs.")
     flags.DEFINE_float("tolerance", 5e-5, "Largest difference allowed, as a share of a layer's largest absolute value.")
     flags.mark_flags_as_required(["model"])

@@ -2,8 +2,8 @@
 
     python tools/convert_weights.py --model=clipseg --source=CIDAS/clipseg-rd64-refined --output=checkpoints/clipseg
 
-The source is a .safetensors, .bin, .pt, .pth or Lightning .ckpt file, a folder that holds one, or a hub id. A tokenizer that
-lies beside the weights is taken along, so that later runs need no hub.
+The source is a .safetensors, .bin, .pt, .pth or Lightning .ckpt file, a folder that holds one, or a hub id. A tokenizer
+that lies beside the weights is taken along, so that later runs need no hub.
 """
 
 from pathlib import Path
@@ -27,8 +27,10 @@ def convert(model: str, source: str, output: str, tokenizer: str = "") -> str:
         found.check(converted.config.text.vocab_size, converted.config.text.eos_token_id)
     save_model(output, converted, found)
     _, params, _ = split_model(converted)
-    note = "" if found else f"\nno tokenizer lay beside the weights: later runs use {converted.config.tokenizer} or --config.tokenizer"
-    return f"{model}, {count(params) / 1e6:.2f} M parameters in {len(params)} arrays, written to {output}{note}"
+    report = f"{model}, {count(params) / 1e6:.2f} M parameters in {len(params)} arrays, written to {output}"
+    if found is None:
+        report += f"\nno tokenizer lay beside the weights: give --tokenizer, or runs fetch {converted.config.tokenizer}"
+    return report
 
 
 def find_tokenizer(source: str, tokenizer: str, context_length: int) -> Tokenizer | None:

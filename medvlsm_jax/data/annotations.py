@@ -67,4 +67,6 @@ def check_files(records: list[Record]) -> None:
     missing = [path for record in records for path in (record.image, record.mask) if not path.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{missing[0]}{more} is missing, but an annotation file names it: restore it or drop its record")
+        raise UserError(
+            f"{missing[0]}{more} is missing, but an annotation file names it: restore it or drop its record"
+        )

@@ -6,7 +6,7 @@ step s whatever the number of hosts.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -16,7 +16,7 @@ from medvlsm_jax.data.images import load_pair
 from medvlsm_jax.data.prompts import choose_prompt
 from medvlsm_jax.data.tokenizers import Tokenizer
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # name -> numpy array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def train_batches(
     process: tuple[int, int] = (0, 1),
     num_workers: int = 0,
     num_threads: int = 8,
-) -> Iterator[Batch]:
+) -> grain.DatasetIterator[Batch]:
     """Endless shuffled batches of this process's share, from `first_step` on.
 
     Args:
@@ -89,12 +89,12 @@ def train_batches(
     order = order.map_with_index(lambda position, index: (index, position // records))
     share = order[first_step * batch_size + rank :: count]
     examples = share.map(lambda item: loader(item[0], item[1]))
-    return iter(read(examples.batch(batch_size // count), num_workers, num_threads))
+    return read(examples.batch(batch_size // count), num_workers, num_threads)
 
 
 def eval_batches(
     loader: Loader, batch_size: int, *, process: tuple[int, int] = (0, 1), num_workers: int = 0, num_threads: int = 8
-) -> Iterator[Batch]:
+) -> grain.DatasetIterator[Batch]:
     """Every record once, in order; copies of the last one, marked invalid, fill up the last batch.
 
     All processes yield the same number of batches. Arguments are those of `train_batches`.
@@ -104,13 +104,16 @@ def eval_batches(
     padded = -(-records // batch_size) * batch_size
     share = grain.MapDataset.range(padded)[rank::count]
     examples = share.map(lambda i: loader(min(i, records - 1), valid=i < records))
-    return iter(read(examples.batch(batch_size // count), num_workers, num_threads))
+    return read(examples.batch(batch_size // count), num_workers, num_threads)
 
 
-def read(batches: grain.MapDataset, num_workers: int, num_threads: int) -> grain.IterDataset:
-    """Reads a few batches ahead; whole batches are the unit, so worker processes lose none (grain#1129)."""
+def read(batches: grain.MapDataset[Batch], num_workers: int, num_threads: int) -> grain.DatasetIterator[Batch]:
+    """Reads a few batches ahead; whole batches are the unit, so worker processes lose none (grain#1129).
+
+    Close the iterator when done: grain's threads and processes can hang the program's end otherwise (grain#1196).
+    """
     ahead = max(2, num_threads)
     dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead))
     if num_workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-    return dataset
+    return iter(dataset)

@@ -3,6 +3,7 @@
 import os
 import string
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -14,18 +15,19 @@ from medvlsm_jax.errors import UserError
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 BUILTIN = "builtin"
-PAPER_WORDS = (  # of the paper's attributes, so that its prompts are whole words to the built-in tokenizer
-    "polyp polyps foot ulcer skin melanoma tumor tumors left ventricular cavity myocardium atrium benign malignant "
-    "one two three four five six seven eight nine ten tiny small medium large round oval circle rectangle square triangle "
-    "irregular regular shaped red pink white yellow brown black green blue purple orange grey located in of the image "
-    "top bottom left right center no breast ultrasound chest xray at and which is a an with view"
-).split()
+# Of the paper's attributes, so that its prompts are whole words to the built-in tokenizer.
+PAPER_WORDS = """
+polyp polyps foot ulcer skin melanoma tumor tumors left ventricular cavity myocardium atrium benign malignant
+one two three four five six seven eight nine ten tiny small medium large round oval circle rectangle square
+triangle irregular regular shaped red pink white yellow brown black green blue purple orange grey located in
+of the image top bottom left right center no breast ultrasound chest xray at and which is a an with view
+"""
 
 
 class Tokenizer:
     """A tokenizer with a fixed length; sentences that repeat are tokenised once."""
 
-    def __init__(self, backend: object, context_length: int):
+    def __init__(self, backend: Any, context_length: int):
         self.backend = backend
         self.context_length = context_length
         self.cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -34,8 +36,8 @@ class Tokenizer:
         """Raises UserError when the tokenizer is not the one that a text encoder was built for."""
         if len(self.backend) > vocab_size or self.backend.eos_token_id != eos_token_id:
             raise UserError(
-                f"the tokenizer (vocabulary {len(self.backend)}, end token {self.backend.eos_token_id}) does not fit the "
-                f"model (vocabulary {vocab_size}, end token {eos_token_id}): pass the model's own with --config.tokenizer"
+                f"the tokenizer (vocabulary {len(self.backend)}, end token {self.backend.eos_token_id}) does not fit "
+                f"the model (vocabulary {vocab_size}, end token {eos_token_id}): pass its own with --config.tokenizer"
             )
 
     def __call__(self, sentence: str) -> tuple[Int32[np.ndarray, " t"], Int32[np.ndarray, " t"]]:
@@ -70,7 +72,7 @@ def load_tokenizer(name: str, context_length: int) -> Tokenizer:
         ) from error
 
 
-def builtin_tokenizer() -> object:
+def builtin_tokenizer() -> Any:
     """A WordPiece tokenizer over the sample's and the paper's words; other words are spelt letter by letter."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, normalizers, pre_tokenizers, processors
@@ -78,7 +80,7 @@ def builtin_tokenizer() -> object:
 
     special = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
     characters = string.ascii_lowercase + string.digits + string.punctuation
-    words = sorted({*vocabulary(), *PAPER_WORDS} - set(characters))
+    words = sorted({*vocabulary(), *PAPER_WORDS.split()} - set(characters))
     tokens = [*special, *characters, *(f"##{c}" for c in characters), *words]
     backend = Backend(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)

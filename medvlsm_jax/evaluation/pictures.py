@@ -10,7 +10,9 @@ PREDICTION = (0, 158, 220)  # a blue and a yellow that stay apart without colour
 TRUTH = (255, 220, 0)
 
 
-def resize_probability(probability: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "height width"]:
+def resize_probability(
+    probability: Float[np.ndarray, "h w"], size: tuple[int, int]
+) -> Float[np.ndarray, "height width"]:
     """A probability map at another size, (width, height) in pixels; resized before any threshold."""
     resized = Image.fromarray(probability.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
     return np.clip(np.asarray(resized), 0.0, 1.0)
@@ -39,7 +41,11 @@ def overlay(
 
 
 def write_prediction(
-    folder: Path, name: str, image: Image.Image, probability: Float[np.ndarray, "h w"], threshold: float,
+    folder: Path,
+    name: str,
+    image: Image.Image,
+    probability: Float[np.ndarray, "h w"],
+    threshold: float,
     truth: Bool[np.ndarray, "h w"] | None = None,
 ) -> None:
     """Writes NAME_mask.png (0/255), NAME_probability.png (0..255) and NAME_overlay.png at the image's own size.

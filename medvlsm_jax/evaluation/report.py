@@ -19,7 +19,7 @@ Case = Mapping[str, Any]  # one image: the COLUMNS
 
 
 def summarise(cases: Sequence[Case]) -> dict[str, dict[str, dict[str, float]]]:
-    """dataset -> prompt -> n, and mean and sample standard deviation of each metric over images, 0 to 1."""
+    """Dataset -> prompt -> n, and mean and sample standard deviation of each metric over images, 0 to 1."""
     summary: dict[str, dict[str, dict[str, float]]] = {}
     groups = dict.fromkeys((case["dataset"], case["prompt"]) for case in cases)
     for dataset, prompt in groups:
@@ -45,7 +45,7 @@ def write_report(folder: Path, cases: Sequence[Case]) -> dict[str, dict[str, dic
 def to_csv(cases: Iterable[Case]) -> str:
     """One line an image under a header."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for case in cases:
         writer.writerow({**case, **{metric: f"{case[metric]:.6f}" for metric in METRICS}})
@@ -56,7 +56,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     """Plain text in aligned columns; the first row is the header, columns after the first are right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from medvlsm_jax.models.layers import Block, Linear, PatchEmbedding, embedding_init, layer_norm, resize
+from medvlsm_jax.models.layers import AnyArray, Block, Linear, PatchEmbedding, embedding_init, layer_norm, resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,24 +50,24 @@ class CLIPText(nnx.Module):
         self.projection = Linear(config.width, projection_dim, use_bias=False, dtype=dtype, rngs=rngs)
 
     def hidden_states(
-        self, input_ids: Int[Array, "b t"], attention_mask: Int[Array, "b t"] | None
+        self, input_ids: Int[AnyArray, "b t"], attention_mask: Int[AnyArray, "b t"] | None = None
     ) -> list[Float[Array, "b t d"]]:
         """The embedded tokens and the output of every block; raises ValueError when there are too many tokens."""
-        tokens = input_ids.shape[1]
+        input_ids, tokens = jnp.asarray(input_ids), input_ids.shape[1]
         if tokens > self.config.context_length:
             raise ValueError(f"{tokens} tokens, but the text encoder has {self.config.context_length} positions")
         x = self.token_embedding.astype(self.dtype)[input_ids] + self.position_embedding.astype(self.dtype)[:tokens]
-        mask = None if attention_mask is None else attention_mask.astype(bool)[:, None, None, :]
+        mask = None if attention_mask is None else jnp.asarray(attention_mask, bool)[:, None, None, :]
         states = [x]
         for block in self.blocks:
             states.append(block(states[-1], mask, is_causal=True))
         return states
 
     def __call__(
-        self, input_ids: Int[Array, "b t"], attention_mask: Int[Array, "b t"] | None = None
+        self, input_ids: Int[AnyArray, "b t"], attention_mask: Int[AnyArray, "b t"] | None = None
     ) -> Float[Array, "b projection"]:
         x = self.final_norm(self.hidden_states(input_ids, attention_mask)[-1])
-        end = jnp.argmax(input_ids == self.config.eos_token_id, axis=1)
+        end = jnp.argmax(jnp.asarray(input_ids) == self.config.eos_token_id, axis=1)
         return self.projection(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
 
 
@@ -99,10 +99,10 @@ class CLIPVision(nnx.Module):
         return jnp.concatenate([table[:1], patches])
 
     def hidden_states(
-        self, pixel_values: Float[Array, "b height width 3"], num_blocks: int
+        self, pixel_values: Float[AnyArray, "b height width 3"], num_blocks: int
     ) -> list[Float[Array, "b tokens d"]]:
         """The normalised embeddings and the outputs of the first `num_blocks` blocks."""
-        patches = self.patch_embedding(pixel_values)
+        patches = self.patch_embedding(jnp.asarray(pixel_values))
         batch, rows, columns, width = patches.shape
         class_token = jnp.broadcast_to(self.class_embedding.astype(self.dtype), (batch, 1, width))
         x = jnp.concatenate([class_token, patches.reshape(batch, rows * columns, width)], axis=1)

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from medvlsm_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
-from medvlsm_jax.models.layers import Block, Linear, PatchTransposedConv
+from medvlsm_jax.models.layers import AnyArray, Block, Linear, PatchTransposedConv
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -19,8 +19,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class CLIPSegConfig:
     """What a CLIPSeg is; the defaults are those of CIDAS/clipseg-rd64-refined."""
 
-    text: CLIPTextConfig = CLIPTextConfig()
-    vision: CLIPVisionConfig = CLIPVisionConfig()
+    text: CLIPTextConfig = dataclasses.field(default_factory=CLIPTextConfig)
+    vision: CLIPVisionConfig = dataclasses.field(default_factory=CLIPVisionConfig)
     projection_dim: int = 512
     extract_layers: tuple[int, ...] = (3, 6, 9)  # blocks whose outputs feed the decoder, counted from 0
     reduce_dim: int = 64
@@ -49,6 +49,7 @@ PRESETS: dict[str, CLIPSegConfig] = {
         extract_layers=(0, 2, 4),
         reduce_dim=64,
         decoder_mlp_width=128,
+        conditional_layer=2,  # the last: from random weights the text is then listened to several times sooner
         image_size=96,
         tokenizer="builtin",
     ),
@@ -64,8 +65,8 @@ class Upsampling(nnx.Module):
         if not self.is_complex:
             self.single = PatchTransposedConv(width, 1, patch, dtype=dtype, rngs=rngs)
             return
-        # 4 and 4 for the published patch of 16; for another one the product is still the patch, so that logits and image
-        # agree in size (Hugging Face's would not).
+        # 4 and 4 for the published patch of 16; for another one the product is still the patch, so that logits and
+        # image agree in size (Hugging Face's would not).
         stride = patch // 4
         self.conv = nnx.Conv(width, width, (3, 3), padding=1, dtype=dtype, rngs=rngs)
         self.first = PatchTransposedConv(width, width // 2, stride, dtype=dtype, rngs=rngs)
@@ -130,7 +131,11 @@ class CLIPSeg(nnx.Module):
     """An image and a sentence in, one logit a pixel out."""
 
     config_class: ClassVar[type[CLIPSegConfig]] = CLIPSegConfig
-    encoder: ClassVar[tuple[str, ...]] = ("text", "vision", "logit_scale")  # what `freeze_encoder` means; the rest is decoder
+    encoder: ClassVar[tuple[str, ...]] = (
+        "text",
+        "vision",
+        "logit_scale",
+    )  # what `freeze_encoder` means; the rest is decoder
 
     def __init__(self, config: CLIPSegConfig, *, rngs: nnx.Rngs):
         if max(config.extract_layers) >= config.vision.depth:
@@ -150,24 +155,24 @@ class CLIPSeg(nnx.Module):
             return int(path[2]) > max(self.config.extract_layers)
         return path[0] == "logit_scale" or path[:2] in {("vision", "post_norm"), ("vision", "projection")}
 
-    def encode_image(self, pixel_values: Float[Array, "b height width 3"]) -> list[Float[Array, "b tokens d"]]:
+    def encode_image(self, pixel_values: Float[AnyArray, "b height width 3"]) -> list[Float[Array, "b tokens d"]]:
         """The tapped outputs of the vision tower, shallowest first; blocks above the last tap are not run."""
         states = self.vision.hidden_states(pixel_values, max(self.config.extract_layers) + 1)
         return [states[i + 1] for i in self.config.extract_layers]
 
     def encode_text(
-        self, input_ids: Int[Array, "b t"], attention_mask: Int[Array, "b t"] | None = None
+        self, input_ids: Int[AnyArray, "b t"], attention_mask: Int[AnyArray, "b t"] | None = None
     ) -> Float[Array, "b projection"]:
         """The sentence as the decoder reads it."""
         return self.text(input_ids, attention_mask)
 
     def __call__(
         self,
-        pixel_values: Float[Array, "b height width 3"],
-        input_ids: Int[Array, "b t"] | None = None,
-        attention_mask: Int[Array, "b t"] | None = None,
+        pixel_values: Float[AnyArray, "b height width 3"],
+        input_ids: Int[AnyArray, "b t"] | None = None,
+        attention_mask: Int[AnyArray, "b t"] | None = None,
         *,
-        text_embedding: Float[Array, "b projection"] | None = None,
+        text_embedding: Float[AnyArray, "b projection"] | None = None,
     ) -> Float[Array, "b height width 1"]:
         """Float32 logits of the mask that the sentence names.
 
@@ -188,5 +193,6 @@ class CLIPSeg(nnx.Module):
                 raise ValueError("CLIPSeg needs input_ids or text_embedding: it segments what a sentence names")
             text_embedding = self.encode_text(input_ids, attention_mask)
         patch = self.config.vision.patch_size
-        logits = self.decoder(self.encode_image(pixel_values), text_embedding, (height // patch, width // patch))
+        embedding = jnp.asarray(text_embedding)
+        logits = self.decoder(self.encode_image(pixel_values), embedding, (height // patch, width // patch))
         return logits.astype(jnp.float32)

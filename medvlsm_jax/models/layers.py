@@ -1,19 +1,20 @@
 """Building blocks that all networks share, with PyTorch's numerics where pretrained weights depend on them.
 
-Matrix products run on two-axis operands: XLA's CPU backend is up to twice as slow on the gradients of (B, T, D) @ (D, F),
-and on accelerators the reshape is free because only the leading axis is ever sharded.
+Matrix products run on two-axis operands: XLA's CPU backend is up to twice as slow on the gradients of
+(B, T, D) @ (D, F), and on accelerators the reshape is free because only the leading axis is ever sharded.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt8
 
+AnyArray = Array | np.ndarray  # what users may pass: it becomes a jax.Array at the door
 Activation = Literal["gelu", "quick_gelu", "relu"]
 Method = Literal["bilinear", "bicubic"]
 
@@ -21,7 +22,7 @@ embedding_init = nnx.initializers.normal(0.02)
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x * sigmoid(1.702 x), the activation of OpenAI's CLIP."""
+    """X * sigmoid(1.702 x), the activation of OpenAI's CLIP."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -35,8 +36,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class Linear(nnx.Linear):
     """A dense layer over the last axis, computed as one two-axis matrix product."""
 
-    def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
+    def __call__(self, inputs: Float[Array, "*axes d_in"], out_sharding: Any = None) -> Float[Array, "*axes d_out"]:
+        flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+        return flat.reshape(*inputs.shape[:-1], self.out_features)
 
 
 def layer_norm(width: int, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -79,7 +81,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A transformer block; `norm_first` puts the normalisations before attention and MLP, else after their residuals."""
+    """A transformer block, its normalisations before attention and MLP (`norm_first`) or after their residuals."""
 
     def __init__(
         self,
@@ -139,9 +141,9 @@ class PatchTransposedConv(nnx.Module):
 
     def __init__(self, d_in: int, d_out: int, patch_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         init = nnx.initializers.lecun_normal(in_axis=0, out_axis=-1)
-        self.kernel = nnx.Param(init(rngs.params(), (d_in, patch_size * patch_size * d_out)).reshape(
-            d_in, patch_size, patch_size, d_out
-        ))
+        self.kernel = nnx.Param(
+            init(rngs.params(), (d_in, patch_size * patch_size * d_out)).reshape(d_in, patch_size, patch_size, d_out)
+        )
         self.bias = nnx.Param(jnp.zeros(d_out))
         self.dtype = dtype
 
@@ -167,7 +169,7 @@ def cubic_weights(fraction: np.ndarray, a: float = -0.75) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def interpolation_matrix(size_in: int, size_out: int, method: Method, align_corners: bool) -> np.ndarray:
-    """The (size_out, size_in) float32 matrix of `torch.nn.functional.interpolate` along one axis, without antialiasing."""
+    """The (size_out, size_in) matrix of `torch.nn.functional.interpolate` along one axis, without antialiasing."""
     position = np.arange(size_out, dtype=np.float64)
     if align_corners:
         position = position * (size_in - 1) / max(size_out - 1, 1)
@@ -197,7 +199,7 @@ def resize(
 
 
 def normalize_pixels(
-    image: Array, mean: tuple[float, float, float], std: tuple[float, float, float]
+    image: UInt8[AnyArray, "b h w 3"], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Array, "b h w 3"]:
     """uint8 (B, H, W, 3) in 0..255 to float32 with per-channel mean and standard deviation given in 0..1."""
-    return (image.astype(jnp.float32) / 255.0 - jnp.array(mean)) / jnp.array(std)
+    return (jnp.asarray(image).astype(jnp.float32) / 255.0 - jnp.array(mean)) / jnp.array(std)

@@ -4,6 +4,7 @@ The optimizer, the shardings and the checkpoints work on these dictionaries: a n
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from flax import nnx
@@ -11,7 +12,7 @@ from flax import nnx
 Arrays = dict[str, Any]  # dotted name -> jax.Array, or anything that stands for one (its shape, its sharding)
 
 
-def dotted(path: tuple[str | int, ...]) -> str:
+def dotted(path: Iterable[Any]) -> str:
     """`("text", "blocks", 0, "mlp")` as `text.blocks.0.mlp`."""
     return ".".join(map(str, path))
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from flax import nnx
 from jax.sharding import Mesh
-from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint import v1 as orbax_v1
 
 from medvlsm_jax import atomic
 from medvlsm_jax.data.tokenizers import Tokenizer
@@ -26,6 +26,8 @@ from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import NETWORKS, Model, ModelConfig, network_of, override
 from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
 from medvlsm_jax.training.sharding import make_mesh, tree_shardings
+
+ocp: Any = orbax_v1  # its published types lag behind what it accepts
 
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"

@@ -39,4 +39,3 @@ def find_loss(name: str) -> Loss:
     if name not in LOSSES:
         raise UserError(f"unknown loss {name!r} in config.loss: choose one of {', '.join(LOSSES)}")
     return LOSSES[name]
-

@@ -5,6 +5,7 @@ import math
 
 import optax
 
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import Model
 from medvlsm_jax.models.parameters import Arrays, undotted
 
@@ -37,6 +38,20 @@ def adamw(*, weight_decay: float, max_grad_norm: float) -> optax.GradientTransfo
     return optax.chain(
         optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(), optax.add_decayed_weights(weight_decay)
     )
+
+
+def schedule_factor(schedule: str, step: int, total_steps: int, warmup_steps: int) -> float:
+    """What the learning rate is multiplied by at a step: a linear warm-up, then constant or half a cosine down to 0.
+
+    The plateau rule acts besides it. Raises UserError for another schedule than `constant` or `cosine`.
+    """
+    if schedule not in ("constant", "cosine"):
+        raise UserError(f"config.schedule={schedule!r}: choose constant or cosine")
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps))
 
 
 @dataclasses.dataclass

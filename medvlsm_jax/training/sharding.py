@@ -1,6 +1,7 @@
 """The mesh, and where arrays live on it.
 
-Axes ("data", "fsdp"): a batch is split over both, parameters and optimizer state over "fsdp" on their largest divisible axis.
+Axes ("data", "fsdp"): a batch is split over both, parameters and optimizer state over "fsdp" on their largest
+divisible axis.
 """
 
 from typing import Any

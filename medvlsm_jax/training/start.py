@@ -136,13 +136,13 @@ def start_state(
         return new_state(trained, frozen, {name: arrays[name] for name in stats}, optimizer, mesh, opt_state, step)
 
     if source.kind == "checkpoint":
-        step = checkpoints.latest()
+        step = checkpoints.latest() or 0
         shapes = jax.eval_shape(lambda: assemble({**params, **stats}))
         abstract = abstract_arrays({**params, **stats}, mesh)
         arrays, opt_state, counters = checkpoints.load(step, abstract, abstract_arrays(shapes.opt_state, mesh))
         progress.restore(counters)
         return assemble(arrays, opt_state, step), progress
-    if source.kind == "init":
+    if source.folder is not None:
         return assemble(load_pretrained(source.folder, mesh, **model_overrides(config)).arrays), progress
     return assemble(random_arrays(source, config.seed, mesh)), progress
 

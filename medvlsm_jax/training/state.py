@@ -122,10 +122,10 @@ def cut(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
 def make_eval_step(
     graphdef: nnx.GraphDef, config: ModelConfig, mesh: Mesh, loss: Loss | None = None, *, probabilities: bool = False
 ) -> Callable[[Arrays, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """Compiles `(arrays, batch) -> values of each image`: dice, iou, the loss if one is given, and the
-    probabilities with image and mask if asked for.
+    """Compiles `(arrays, batch) -> values of each image`: dice, iou, and the loss if one is given.
 
-    The values are replicated, so that every process can read all of them.
+    With `probabilities`, image, mask and probability are among them, for pictures. The values are
+    replicated, so that every process can read all of them.
     """
 
     def eval_step(arrays: Arrays, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -1,7 +1,7 @@
 """Between PyTorch's state dicts and our models, with every mismatch reported at once."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,14 +10,13 @@ from flax import nnx
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import NETWORKS, Model, network_of, override, preset
+from medvlsm_jax.models.parameters import dotted
 from medvlsm_jax.weights.tables import TABLES, Leaf, Table
 
-Path = tuple[str | int, ...]
 
-
-def torch_leaf(table: Table, path: Path) -> tuple[str, Leaf]:
+def torch_leaf(table: Table, path: Iterable[Any]) -> tuple[str, Leaf]:
     """PyTorch's name of one of our parameters, and its layout."""
-    ours = ".".join(map(str, path))
+    ours = dotted(path)
     for torch_prefix, our_prefix, leaves in table.rows:
         for leaf in leaves:
             pattern = re.escape(".".join(filter(None, (our_prefix, leaf.our_name)))).replace(r"\*", r"(\d+)")

@@ -30,7 +30,9 @@ def locate(source: str) -> Path:
                 return path / name
         raise UserError(f"{path} holds none of {', '.join(WEIGHT_FILES)}: give the weight file itself")
     if source.count("/") != 1 or path.suffix or source.startswith((".", "/", "~")):
-        raise UserError(f"{source} does not exist: give a weight file, a folder that holds one, or a hub id (owner/name)")
+        raise UserError(
+            f"{source} does not exist: give a weight file, a folder that holds one, or a hub id (owner/name)"
+        )
     return download(source)
 
 
@@ -102,7 +104,9 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, struct.error) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as a PyTorch file ({reason}): it may be truncated, download it again") from error
+        raise UserError(
+            f"{path} cannot be read as a PyTorch file ({reason}): it may be truncated, download it again"
+        ) from error
     return {
         name: as_float32(value.float().numpy() if value.is_floating_point() else value.numpy())
         for name, value in find_state_dict(content).items()

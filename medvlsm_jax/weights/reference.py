@@ -16,7 +16,9 @@ def require_torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise UserError("this compares with PyTorch, which is not installed: pip install 'medvlsm-jax[torch]'") from error
+        raise UserError(
+            "this compares with PyTorch, which is not installed: pip install 'medvlsm-jax[torch]'"
+        ) from error
     return torch
 
 
@@ -25,8 +27,12 @@ def huggingface_clipseg(model: CLIPSeg) -> Any:
     torch = require_torch()
     from transformers import CLIPSegForImageSegmentation
 
+    patch, width = model.config.vision.patch_size, model.config.reduce_dim
     with torch.device("meta"):
         reference = CLIPSegForImageSegmentation(huggingface_config(model.config))
+        if model.config.complex_upsampling and patch != 16:  # Hugging Face's logits are not of the image's size there
+            stride = patch // (patch // 4)
+            reference.decoder.transposed_convolution[4] = torch.nn.ConvTranspose2d(width // 2, 1, stride, stride)
     state_dict = {name: torch.from_numpy(array.copy()) for name, array in to_torch(model).items()}
     reference.load_state_dict(state_dict, strict=True, assign=True)
     for module in reference.modules():  # buffers that checkpoints do not hold
@@ -49,6 +55,7 @@ def huggingface_config(config: CLIPSegConfig) -> Any:
             "num_hidden_layers": text.depth,
             "num_attention_heads": text.heads,
             "max_position_embeddings": text.context_length,
+            "bos_token_id": 0,
             "eos_token_id": text.eos_token_id,
         },
         vision_config={

@@ -1,6 +1,6 @@
 """How PyTorch checkpoints name the parameters of each network: one table per network, read both ways.
 
-A row is (PyTorch's prefix, our prefix, kind of layer); `*` stands for a layer number and means the same one on both sides.
+A row is (PyTorch's prefix, our prefix, kind of layer); `*` stands for a layer number, the same one on both sides.
 """
 
 import dataclasses
@@ -77,8 +77,8 @@ CLIPSEG: list[Row] = [
 def clipseg_sizes(state_dict: Mapping[str, np.ndarray], preset: Any) -> dict[str, Any]:
     """Overrides of the preset that fit a CLIPSeg checkpoint; what its arrays do not tell stays as in the preset.
 
-    The number of attention heads is not in a checkpoint: CLIP's rule of 64 channels a head is applied where the width is
-    not the preset's.
+    The number of attention heads is not in a checkpoint: CLIP's rule of 64 channels a head is applied where the width
+    is not the preset's.
     """
     text, vision = "clip.text_model.", "clip.vision_model."
 

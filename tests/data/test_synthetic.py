@@ -72,7 +72,7 @@ def test_prompts_follow_the_papers_grammar(sample):
             prompts = record["prompts"]
             match = P6.fullmatch(prompts["p6"])
             assert match, prompts["p6"]
-            assert list(prompts) == ["p0", "p1", "p2", "p3", "p4", "p5", "p6"]
+            assert list(prompts) == ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "other"]
             assert (prompts["p0"], prompts["p1"]) == ("", match["noun"])
             assert prompts["p2"] == f"{match['shape']} {prompts['p1']}"
             assert prompts["p3"] == f"{match['color']} {prompts['p2']}"

@@ -1,0 +1,159 @@
+"""Images of every mode that hospitals send, masks, and files that are broken."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medvlsm_jax.data.images import load_pair, open_image, read_mask, resize_image, resize_mask, to_rgb
+from medvlsm_jax.errors import UserError
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+def save(image: np.ndarray | Image.Image, path: Path, **options) -> Path:
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **options)
+    return path
+
+
+def error_of(call, *args) -> str:
+    with pytest.raises(UserError) as error:
+        call(*args)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_grey_becomes_three_equal_channels(tmp_path):
+    grey = noise(5, 7)
+    rgb = np.asarray(to_rgb(open_image(save(grey, tmp_path / "a.png"))))
+    np.testing.assert_array_equal(rgb, np.repeat(grey[..., None], 3, axis=-1))
+
+
+def test_transparency_is_dropped(tmp_path):
+    pixels = noise(5, 7, 4)
+    np.testing.assert_array_equal(to_rgb(open_image(save(pixels, tmp_path / "a.png"))), pixels[..., :3])
+
+
+@pytest.mark.parametrize("options", [{}, {"transparency": 3}, {"transparency": bytes(range(256))}])
+def test_a_palette_is_looked_up(tmp_path, options):
+    image = Image.fromarray(noise(5, 7)).quantize(8)
+    rgb = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(to_rgb(open_image(save(image, tmp_path / "a.png", **options))), rgb)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "1", "LA"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    image = Image.fromarray(np.full((5, 7, 3), 255, np.uint8)).convert(mode)
+    path = save(image, tmp_path / ("a.png" if mode in ("1", "LA") else "a.jpg"))
+    rgb = to_rgb(open_image(path))
+    assert (rgb.mode, rgb.size) == ("RGB", (7, 5))
+    assert np.asarray(rgb).min() >= 250
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_deep_images_are_stretched_to_their_own_range(tmp_path, dtype):
+    deep = np.array([[1000, 1100], [1500, 2000]], dtype)
+    rgb = to_rgb(open_image(save(deep, tmp_path / ("a.png" if dtype == np.uint16 else "a.tif"))))
+    np.testing.assert_array_equal(np.asarray(rgb)[..., 0], [[0, 26], [128, 255]])
+
+
+def test_a_deep_image_of_one_value_is_black(tmp_path):
+    assert not np.asarray(to_rgb(open_image(save(np.full((3, 3), 700, np.uint16), tmp_path / "a.png")))).any()
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_images_are_resized_as_pillow_does(size):
+    image = Image.fromarray(noise(40, 30, 3))
+    expected = image.resize((size, size), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(resize_image(image, size), expected)
+
+
+def test_shrinking_averages():
+    checkers = np.indices((64, 64)).sum(0) % 2 * 255
+    assert np.abs(resize_image(Image.fromarray(checkers.astype(np.uint8)), 8).astype(int) - 127.5).max() < 3
+
+
+def test_masks_are_resized_to_nearest():
+    mask = noise(40, 30) // 128
+    expected = Image.fromarray(mask).resize((17, 17), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(resize_mask(mask, 17), expected)
+    np.testing.assert_array_equal(resize_mask(np.eye(2, dtype=np.uint8), 4), np.kron(np.eye(2), np.ones((2, 2))))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "LA", "I;16"])
+def test_a_mask_of_any_mode_is_zero_and_one(tmp_path, mode):
+    truth = noise(6, 9) // 128
+    image = Image.fromarray(truth.astype(np.uint16) * 65535 if mode == "I;16" else truth * 255)
+    path = save(image if mode == "I;16" else image.convert(mode), tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(path), truth)
+    assert read_mask(path).dtype == np.uint8
+
+
+def test_the_first_channel_of_a_colour_mask_counts(tmp_path):
+    mask = np.zeros((2, 3, 3), np.uint8)
+    mask[0, 0], mask[1, 2] = (255, 0, 0), (0, 255, 0)
+    np.testing.assert_array_equal(read_mask(save(mask, tmp_path / "m.png")), [[1, 0, 0], [0, 0, 0]])
+
+
+def test_grey_values_are_thresholded_above_127(tmp_path):
+    mask = np.array([[0, 1, 127, 128, 254, 255]], np.uint8)
+    assert read_mask(save(mask, tmp_path / "m.png")).tolist() == [[0, 0, 0, 1, 1, 1]]
+
+
+def test_a_jpegs_edges_are_cleaned(tmp_path):
+    truth = np.zeros((64, 64), np.uint8)
+    truth[20:50, 10:40] = 1
+    path = save(truth * 255, tmp_path / "m.jpg", quality=75)
+    assert len(np.unique(np.asarray(Image.open(path)))) > 2
+    np.testing.assert_array_equal(read_mask(path), truth)
+
+
+def test_an_empty_mask_is_empty(tmp_path):
+    assert not read_mask(save(np.zeros((4, 4), np.uint8), tmp_path / "m.png")).any()
+
+
+def test_a_mask_of_zeros_and_ones_is_an_error_that_says_how_to_mend_it(tmp_path):
+    path = save(noise(4, 4) // 128, tmp_path / "m.png")
+    assert error_of(read_mask, path) == f"{path} holds the values 0 and 1, but masks are 0 and 255: multiply it by 255"
+
+
+@pytest.mark.parametrize("reader", [open_image, read_mask])
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9])
+def test_a_truncated_file_is_named(tmp_path, reader, ending, share):
+    path = save(noise(40, 40, 3), tmp_path / f"a.{ending}")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    assert error_of(reader, path).startswith(f"{path} cannot be decoded as an image")
+
+
+def test_a_text_file_is_no_image(tmp_path):
+    (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1")
+    assert error_of(open_image, tmp_path / "a.png").startswith(f"{tmp_path / 'a.png'} cannot be decoded as an image")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert error_of(open_image, tmp_path / "gone.png") == f"{tmp_path / 'gone.png'} does not exist"
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    path = save(noise(40, 40), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    assert str(path) in error_of(open_image, path)
+
+
+def test_a_pair_is_a_square_image_and_its_mask(tmp_path):
+    image, truth = noise(20, 30, 3), noise(20, 30) // 128
+    paths = save(image, tmp_path / "a.png"), save(truth * 255, tmp_path / "m.png")
+    pixels, mask = load_pair(*paths, 16)
+    assert (pixels.shape, pixels.dtype, mask.shape, mask.dtype) == ((16, 16, 3), np.uint8, (16, 16, 1), np.uint8)
+    np.testing.assert_array_equal(pixels, resize_image(Image.fromarray(image), 16))
+    np.testing.assert_array_equal(mask[..., 0], resize_mask(truth, 16))
+
+
+def test_a_mask_of_another_size_is_an_error_that_names_both(tmp_path):
+    image, mask = save(noise(20, 30, 3), tmp_path / "a.png"), save(np.zeros((30, 20), np.uint8), tmp_path / "m.png")
+    assert error_of(load_pair, image, mask, 16) == f"{mask} is 20x30 but its image {image} is 30x20: they must agree"

@@ -1,0 +1,62 @@
+"""Networks by name: presets, overrides, and errors that name the choices."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from medvlsm_jax.errors import UserError
+from medvlsm_jax.models import PRESETS, create_model, network_of, override, preset
+from medvlsm_jax.models.clipseg import CLIPSegConfig
+from medvlsm_jax.models.parameters import split_model
+
+SMALL = {
+    "text": {"vocab_size": 16, "width": 8, "depth": 1, "heads": 2, "mlp_width": 8},
+    "vision": {"grid": 2, "width": 8, "depth": 1, "heads": 2, "mlp_width": 8},
+    "extract_layers": (0,),
+    "reduce_dim": 8,
+    "decoder_mlp_width": 8,
+}
+
+
+def test_a_seed_gives_the_same_parameters_and_another_seed_others():
+    create = jax.jit(lambda key: split_model(create_model("clipseg_tiny", rngs=nnx.Rngs(key), **SMALL))[1])
+    first, again, other = (create(jax.random.key(seed)) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert np.any(first["vision.patch_embedding.kernel"] != other["vision.patch_embedding.kernel"])
+
+
+def test_overrides_replace_fields_and_fields_of_groups():
+    model = nnx.eval_shape(lambda: create_model("clipseg_tiny", rngs=nnx.Rngs(0), image_size=16, **SMALL))
+    assert model.config.image_size == 16
+    assert (model.config.vision.depth, model.config.vision.patch_size) == (
+        1,
+        PRESETS["clipseg_tiny"][1].vision.patch_size,
+    )
+    assert preset("clipseg_tiny")[1].vision.depth == 5
+
+
+def test_lists_from_json_become_tuples():
+    assert override(CLIPSegConfig(), {"extract_layers": [1, 2]}).extract_layers == (1, 2)
+
+
+def test_an_unknown_model_is_an_error_that_lists_the_presets():
+    with pytest.raises(UserError, match=r"unknown model 'segformer': choose one of .*clipseg, clipseg_tiny"):
+        create_model("segformer", rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("overrides", [{"depht": 6}, {"vision": {"depht": 6}}])
+def test_an_unknown_option_is_an_error_that_lists_the_options(overrides):
+    with pytest.raises(UserError, match=r"unknown model option depht: choose from .*"):
+        create_model("clipseg_tiny", rngs=nnx.Rngs(0), **overrides)
+
+
+def test_taps_beyond_the_tower_are_refused():
+    with pytest.raises(ValueError, match=r"extract_layers \(0, 7\) reach beyond the 5 vision blocks"):
+        nnx.eval_shape(lambda: create_model("clipseg_tiny", rngs=nnx.Rngs(0), extract_layers=(0, 7)))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_config_tells_its_network(name):
+    network, config = preset(name)
+    assert network_of(config) == network

@@ -1,0 +1,83 @@
+"""The mesh's rules, which axis is split, and that no device holds more than its share."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from medvlsm_jax.errors import UserError
+from medvlsm_jax.training.optimizer import adamw
+from medvlsm_jax.training.sharding import (
+    batch_sharding,
+    check_batch_size,
+    make_mesh,
+    parameter_sharding,
+    put_batch,
+    tree_shardings,
+)
+from medvlsm_jax.training.state import new_state
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "shape"),
+    [(-1, 1, (8, 1)), (-1, 2, (4, 2)), (2, -1, (2, 4)), (1, -1, (1, 8)), (4, 2, (4, 2)), (-1, 8, (1, 8))],
+)
+def test_minus_one_takes_the_devices_that_the_other_axis_leaves(data, fsdp, shape):
+    mesh = make_mesh(data, fsdp)
+    assert (mesh.axis_names, mesh.devices.shape) == (("data", "fsdp"), shape)
+    assert set(mesh.devices.flat) == set(jax.devices())
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(-1, 3), (4, 1), (3, -1), (16, 1), (-1, -1), (0, -1), (-1, 0), (-2, -4)])
+def test_a_mesh_that_does_not_cover_the_devices_is_refused(data, fsdp):
+    with pytest.raises(UserError, match=rf"mesh.data={data} x mesh.fsdp={fsdp} does not cover 8 devices"):
+        make_mesh(data, fsdp)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((16, 64), P(None, "fsdp")),
+        ((64, 16), P("fsdp", None)),
+        ((12, 100, 8), P(None, None, "fsdp")),  # the largest axes are not divisible
+        ((3, 3, 16, 32), P(None, None, None, "fsdp")),
+        ((8, 8), P("fsdp", None)),
+        ((17, 5), P()),
+        ((), P()),
+        ((0, 4), P()),
+    ],
+)
+def test_the_largest_divisible_axis_is_split(shape, spec):
+    assert parameter_sharding(shape, make_mesh(-1, 8)).spec == spec
+
+
+def test_nothing_is_split_without_fsdp():
+    assert parameter_sharding((64, 64), make_mesh(-1, 1)).is_fully_replicated
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_every_device_holds_its_own_rows_of_a_batch(fsdp):
+    mesh = make_mesh(-1, fsdp)
+    rows = put_batch({"x": np.arange(16)}, mesh)["x"]
+    assert rows.sharding == batch_sharding(mesh)
+    assert sorted(tuple(np.asarray(shard.data)) for shard in rows.addressable_shards) == [
+        (2 * i, 2 * i + 1) for i in range(8)
+    ]
+
+
+def test_with_fsdp_8_a_device_holds_an_eighth_of_parameters_and_optimizer_state(network):
+    mesh = make_mesh(-1, 8)
+    params = jax.device_put(network.params, tree_shardings(network.params, mesh))
+    state = new_state(params, {}, {}, adamw(weight_decay=0.0, max_grad_norm=1.0), mesh)
+    leaves = jax.tree.leaves((state.trained, state.opt_state))
+    divisible = [leaf for leaf in leaves if any(size % 8 == 0 for size in leaf.shape)]
+    for leaf in divisible:
+        assert {shard.data.size for shard in leaf.addressable_shards} == {leaf.size // 8}
+    # ... and those are all but a few scalars.
+    assert sum(leaf.size for leaf in divisible) > 0.999 * sum(leaf.size for leaf in leaves)
+
+
+@pytest.mark.parametrize("batch_size", [0, -8, 7, 12])
+def test_a_batch_that_devices_cannot_share_is_refused_with_its_flag(batch_size):
+    with pytest.raises(UserError, match=f"config.batch_size={batch_size} is not a multiple of the 8 devices"):
+        check_batch_size(batch_size, make_mesh())

@@ -1,0 +1,103 @@
+"""The first run: draws a sample, finetunes a tiny CLIPSeg on it, and shows that it listens to the sentence.
+
+make quickstart          (or: python tools/quickstart.py --output=runs/quickstart)
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from configs.quickstart import get_config
+from medvlsm_jax import atomic
+from medvlsm_jax.data.annotations import load_records
+from medvlsm_jax.data.synthetic import SAMPLE, write_sample
+from medvlsm_jax.errors import run_program
+from medvlsm_jax.evaluate import default_config, evaluate
+from medvlsm_jax.evaluation.report import percent, table
+from medvlsm_jax.predict import predict
+from medvlsm_jax.train import train
+
+# What metrics.json calls each condition, the prompt type of the sample that makes it, and what the table says.
+CONDITIONS = {
+    "right_prompt": ("p6", "the sentence that names the object"),
+    "no_prompt": ("p0", "an empty sentence"),
+    "other_prompt": ("other", "a sentence that names another object of the image"),
+}
+NEXT = """What to do next with real data (the README has more):
+  python tools/convert_weights.py --model=clipseg --source=CIDAS/clipseg-rd64-refined --output=checkpoints/clipseg
+  python -m medvlsm_jax.train --config=configs/clipseg.py:dataset=kvasir_polyp,prompt=p6 --workdir=runs/kvasir_p6 \\
+      --config.data_dir=DATA --config.init=checkpoints/clipseg
+  python -m medvlsm_jax.evaluate --checkpoint=runs/kvasir_p6 --config.data_dir=DATA --dataset=kvasir_polyp \\
+      --prompt=p6,p0 --output=runs/kvasir_p6/test"""
+
+
+def quickstart(output: Path, num_images: int, overrides: str) -> dict[str, dict[str, float]]:
+    """Draws, trains, evaluates and predicts below `output`; returns the three conditions' scores."""
+    data_dir = output / "data"
+    print(f"1/4 drawing {num_images} images ...")
+    write_sample(data_dir, num_images=num_images)
+
+    print("2/4 finetuning clipseg_tiny from random weights ...")
+    config = get_config(overrides)
+    config.data_dir = str(data_dir)
+    train(config, output)
+
+    print("3/4 scoring the test split with three sentences an object ...")
+    evaluation = default_config()
+    evaluation.data_dir = str(data_dir)
+    prompts = [prompt for prompt, _ in CONDITIONS.values()]
+    scores = evaluate(evaluation, output, [SAMPLE], prompts, output / "evaluation")[SAMPLE]
+    results = {name: scores[prompt] for name, (prompt, _) in CONDITIONS.items()}
+    atomic.write_text(output / "metrics.json", json.dumps(results, indent=1) + "\n")
+
+    print("4/4 segmenting a few test images ...")
+    draw_predictions(data_dir, output)
+    return results
+
+
+def draw_predictions(data_dir: Path, output: Path) -> None:
+    """Overlays of the first two objects of an image of each modality, and all of them on one sheet."""
+    pairs: dict[Path, list[str]] = {}
+    for record in load_records(data_dir, SAMPLE, "test"):
+        pairs.setdefault(record.image, []).append(str(record.prompts["p6"]))
+    modalities = {image.name.split("_")[0]: image for image in reversed(pairs)}
+    columns = []
+    for modality, image in modalities.items():
+        folder = output / "predictions" / modality
+        column = [np.asarray(Image.open(image))]
+        for i, sentence in enumerate(pairs[image][:2]):
+            predict(output, [image], sentence, folder / f"object_{i}")
+            column.append(np.asarray(Image.open(folder / f"object_{i}" / f"{image.stem}_overlay.png")))
+            atomic.write_text(folder / f"object_{i}" / "sentence.txt", sentence + "\n")
+        columns.append(np.concatenate(column))
+    Image.fromarray(np.concatenate(columns, axis=1)).save(output / "predictions" / "sheet.png")
+
+
+def main(_: list[str]) -> None:
+    """Runs the command line."""
+    start, args = time.monotonic(), flags.FLAGS
+    output = Path(args.output)
+    results = quickstart(output, args.num_images, args.overrides)
+    rows = [["the model is given", "Dice", "IoU", "n"]]
+    for name, (_, label) in CONDITIONS.items():
+        dice, iou, n = (results[name][key] for key in ("dice_mean", "iou_mean", "n"))
+        rows.append([label, percent(dice), percent(iou), str(int(n))])
+    print(f"\n{table(rows)}\n")
+    print(f"{(time.monotonic() - start) / 60:.1f} minutes; everything lies in {output}:")
+    print("  metrics.json          the table above            predictions/sheet.png   images and overlays")
+    print("  evaluation/cases.csv  every test object          metrics.jsonl, tensorboard/   the run")
+    print(f"\n{NEXT}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("output", "runs/quickstart", "Where everything goes; an unfinished run there is continued.")
+    flags.DEFINE_integer("num_images", 2000, "Images of the sample.", lower_bound=10)
+    flags.DEFINE_string("overrides", "", "Fields of configs/quickstart.py to change: num_epochs=1,batch_size=16")
+    run_program(main)
