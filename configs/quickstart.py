@@ -15,10 +15,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.dataset = "sample"
     config.prompt = "p6"
     config.loss = "dice_bce"
-    config.batch_size = 32
+    config.batch_size = 16
     config.num_epochs = 3
-    config.learning_rate = 1e-3
+    config.learning_rate = 5e-4
     config.schedule = "cosine"
     config.warmup_steps = 30
+    config.log_every_steps = 50
     config.max_grad_norm = 1.0
     return apply_overrides(config, arg)

@@ -38,7 +38,7 @@ def compare(model: CLIPSeg, seed: int = 0) -> dict[str, float]:
 
 def random_tokens(rng: np.random.Generator, text: CLIPTextConfig) -> tuple[np.ndarray, np.ndarray]:
     """Two sentences of random tokens with an end token, of different lengths, padded with it."""
-    input_ids = rng.integers(3, min(text.vocab_size, text.eos_token_id) - 1, (2, text.context_length)).astype(np.int32)
+    input_ids = rng.integers(3, text.vocab_size - 2, (2, text.context_length)).astype(np.int32)
     attention_mask = np.ones_like(input_ids)
     for row, length in enumerate((text.context_length // 3, text.context_length)):
         input_ids[row, length - 1 :] = text.eos_token_id

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 from PIL import Image
 
@@ -20,6 +19,7 @@ from medvlsm_jax.data.annotations import load_records
 from medvlsm_jax.data.synthetic import SAMPLE, write_sample
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluate import default_config, evaluate
+from medvlsm_jax.evaluation.pictures import captioned_sheet
 from medvlsm_jax.evaluation.report import percent, table
 from medvlsm_jax.predict import predict
 from medvlsm_jax.train import train
@@ -63,21 +63,20 @@ def quickstart(output: Path, num_images: int, overrides: str) -> dict[str, dict[
 
 
 def draw_predictions(data_dir: Path, output: Path) -> None:
-    """Overlays of the first two objects of an image of each modality, and all of them on one sheet."""
-    pairs: dict[Path, list[str]] = {}
+    """Overlays of two objects of a test image of each modality, and a sheet of them with their sentences."""
+    sentences: dict[Path, list[str]] = {}
     for record in load_records(data_dir, SAMPLE, "test"):
-        pairs.setdefault(record.image, []).append(str(record.prompts["p6"]))
-    modalities = {image.name.split("_")[0]: image for image in reversed(pairs)}
+        sentences.setdefault(record.image, []).append(str(record.prompts["p6"]))
+    of_modality = {image.name.split("_")[0]: image for image in reversed(sentences)}
     columns = []
-    for modality, image in modalities.items():
-        folder = output / "predictions" / modality
-        column = [np.asarray(Image.open(image))]
-        for i, sentence in enumerate(pairs[image][:2]):
-            predict(output, [image], sentence, folder / f"object_{i}")
-            column.append(np.asarray(Image.open(folder / f"object_{i}" / f"{image.stem}_overlay.png")))
-            atomic.write_text(folder / f"object_{i}" / "sentence.txt", sentence + "\n")
-        columns.append(np.concatenate(column))
-    Image.fromarray(np.concatenate(columns, axis=1)).save(output / "predictions" / "sheet.png")
+    for modality, image in of_modality.items():
+        column = [(Image.open(image), modality)]
+        for i, sentence in enumerate(sentences[image][:2]):
+            folder = output / "predictions" / modality / f"object_{i}"
+            predict(output, [image], sentence, folder)
+            column.append((Image.open(folder / f"{image.stem}_overlay.png"), sentence))
+        columns.append(column)
+    captioned_sheet(list(zip(*columns, strict=True))).save(output / "predictions" / "sheet.png")
 
 
 def main(_: list[str]) -> None:
@@ -86,7 +85,7 @@ def main(_: list[str]) -> None:
     output = Path(args.output)
     results = quickstart(output, args.num_images, args.overrides)
     rows = [["the model is given", "Dice", "IoU", "n"]]
-    for name, (_, label) in CONDITIONS.items():
+    for name, (_prompt, label) in CONDITIONS.items():
         dice, iou, n = (results[name][key] for key in ("dice_mean", "iou_mean", "n"))
         rows.append([label, percent(dice), percent(iou), str(int(n))])
     print(f"\n{table(rows)}\n")

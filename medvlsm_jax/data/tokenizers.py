@@ -78,7 +78,7 @@ def builtin_tokenizer() -> Any:
     from tokenizers import models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    special = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
+    special = ["[PAD]", "[BOS]", "[UNK]", "[EOS]"]  # Hugging Face's CLIP takes an end token of 2 for something else
     characters = string.ascii_lowercase + string.digits + string.punctuation
     words = sorted({*vocabulary(), *PAPER_WORDS.split()} - set(characters))
     tokens = [*special, *characters, *(f"##{c}" for c in characters), *words]
@@ -86,7 +86,7 @@ def builtin_tokenizer() -> Any:
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.post_processor = processors.TemplateProcessing(
-        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 3)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"

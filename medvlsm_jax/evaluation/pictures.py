@@ -1,10 +1,12 @@
 """Probabilities at an image's own size, and overlays that a person can judge."""
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 PREDICTION = (0, 158, 220)  # a blue and a yellow that stay apart without colour vision
 TRUTH = (255, 220, 0)
@@ -64,3 +66,18 @@ def write_prediction(
     Image.fromarray((mask * 255).astype(np.uint8)).save(folder / f"{name}_mask.png")
     Image.fromarray(np.rint(full * 255).astype(np.uint8)).save(folder / f"{name}_probability.png")
     Image.fromarray(overlay(np.asarray(image), mask, truth)).save(folder / f"{name}_overlay.png")
+
+
+def captioned_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], side: int = 224) -> Image.Image:
+    """Pictures in rows on white, each scaled to `side` pixels with its caption below."""
+    margin, caption_height = 8, 40
+    font = ImageFont.load_default(size=12)
+    step_x, step_y = side + margin, side + caption_height
+    sheet = Image.new("RGB", (margin + step_x * max(map(len, rows)), margin + step_y * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, row in enumerate(rows):
+        for j, (picture, caption) in enumerate(row):
+            corner = (margin + j * step_x, margin + i * step_y)
+            sheet.paste(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), corner)
+            draw.text((corner[0], corner[1] + side + 2), textwrap.fill(caption, 36), "black", font, spacing=2)
+    return sheet

@@ -42,7 +42,7 @@ PRESETS: dict[str, CLIPSegConfig] = {
     # Trains from scratch on a laptop in minutes; its tokenizer is the built-in one, its vocabulary has room to grow.
     "clipseg_tiny": CLIPSegConfig(
         text=CLIPTextConfig(
-            vocab_size=1024, context_length=64, width=64, depth=2, heads=2, mlp_width=128, eos_token_id=2
+            vocab_size=1024, context_length=64, width=64, depth=2, heads=2, mlp_width=128, eos_token_id=3
         ),
         vision=CLIPVisionConfig(patch_size=8, grid=12, width=128, depth=5, heads=4, mlp_width=512),
         projection_dim=64,

@@ -29,7 +29,7 @@ def huggingface_clipseg(model: CLIPSeg) -> Any:
 
     patch, width = model.config.vision.patch_size, model.config.reduce_dim
     with torch.device("meta"):
-        reference = CLIPSegForImageSegmentation(huggingface_config(model.config))
+        reference: Any = CLIPSegForImageSegmentation(huggingface_config(model.config))
         if model.config.complex_upsampling and patch != 16:  # Hugging Face's logits are not of the image's size there
             stride = patch // (patch // 4)
             reference.decoder.transposed_convolution[4] = torch.nn.ConvTranspose2d(width // 2, 1, stride, stride)

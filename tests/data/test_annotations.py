@@ -1,5 +1,6 @@
 """Annotation files: what a record holds, and one clear line for everything that can be wrong with them."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -175,7 +176,7 @@ def test_the_published_annotations_are_read_whole(shared, tmp_path, dataset):
     splits = [load_records(tmp_path, dataset, split, is_required=False) for split in ("train", "val", "test")]
     assert tuple(map(len, splits)) == PUBLISHED[dataset]
     last = {"camus": "p7", "busi": "p6", "chexlocalize": "p6"}.get(dataset, "p9")
-    for record in sum(splits, []):
+    for record in itertools.chain(*splits):
         assert list(record.prompts) == [f"p{i}" for i in range(int(last[1:]) + 1)]
         assert record.prompts["p0"] == ""
         assert all(record.prompts[f"p{i}"] for i in range(1, int(last[1:]) + 1))

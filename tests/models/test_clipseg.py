@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from seeded_weights import seeded_pixels, seeded_state_dict, seeded_tensor
 
 from medvlsm_jax.models import create_model
-from medvlsm_jax.models.parameters import count, merge_model, split_model, undotted
+from medvlsm_jax.models.parameters import merge_model, split_model, undotted
 from medvlsm_jax.training.losses import soft_dice
 from medvlsm_jax.training.optimizer import adamw, split_trained
 from medvlsm_jax.training.sharding import AXES, put_batch, tree_shardings
@@ -22,6 +22,7 @@ from medvlsm_jax.weights import from_torch, to_torch
 from medvlsm_jax.weights.convert import torch_leaf
 from medvlsm_jax.weights.tables import TABLES
 
+pytestmark = pytest.mark.usefixtures("exact_matmul")
 TOLERANCE = 5e-5  # of the largest absolute value
 FIXTURES = ["clipseg_tiny", "clipseg"]
 
@@ -54,8 +55,7 @@ def relative_error(ours, theirs: np.ndarray) -> float:
 def original(request, overrides):
     """A stand-in checkpoint as a model that takes normalised pixels as they are, and what the original made of it."""
     folder = Path(__file__).parents[1] / "data" / "parity" / request.param
-    identity = {"pixel_mean": (0.0, 0.0, 0.0), "pixel_std": (1 / 255, 1 / 255, 1 / 255)}
-    model = from_torch("clipseg", seeded_state_dict(folder), **overrides(folder), **identity)
+    model = from_torch("clipseg", seeded_state_dict(folder), **overrides(folder))
     return model, golden(folder) | {"folder": folder}, json.loads((folder / "meta.json").read_text())["train"]
 
 
@@ -64,7 +64,7 @@ def tiny_golden():
     return golden(Path(__file__).parents[1] / "data" / "parity" / "clipseg_tiny")
 
 
-def test_logits_and_text_embeddings_are_the_originals(original, exact_matmul):
+def test_logits_and_text_embeddings_are_the_originals(original):
     model, arrays, _ = original
     assert relative_error(embed(model, *tokens_of(arrays)), arrays["conditional_embeddings"]) < TOLERANCE
     logits = np.asarray(run(model, arrays["pixel_values"], *tokens_of(arrays))).transpose(0, 3, 1, 2)
@@ -72,13 +72,6 @@ def test_logits_and_text_embeddings_are_the_originals(original, exact_matmul):
         assert relative_error(logits, arrays["logits"]) < TOLERANCE
     else:
         assert relative_error(logits[:, :, ::3, ::3], arrays["logits_stride3"]) < TOLERANCE
-
-
-@pytest.mark.parametrize("original", ["clipseg"], indirect=True)
-def test_clipseg_has_the_published_size(original):
-    _, params, _ = split_model(original[0])
-    assert round(count(params) / 1e6, 1) == 150.7
-    assert round(count({name: x for name, x in params.items() if name.startswith("decoder.")}) / 1e6, 2) == 1.13
 
 
 def test_the_checkpoint_comes_back_bit_for_bit(original):
@@ -90,6 +83,10 @@ def test_the_checkpoint_comes_back_bit_for_bit(original):
         expected = seeded_tensor(name, tuple(spec[name][0]), spec[name][1])
         assert (array.dtype, array.shape) == (expected.dtype, expected.shape)
         np.testing.assert_array_equal(array.view(np.int32), expected.view(np.int32), err_msg=name)
+    if arrays["folder"].name == "clipseg":
+        sizes = {name: array.size for name, array in state_dict.items()}
+        decoder = sum(size for name, size in sizes.items() if name.startswith("decoder."))
+        assert (round(sum(sizes.values()) / 1e6, 1), round(decoder / 1e6, 2)) == (150.7, 1.13)
 
 
 def keep_gradients() -> optax.GradientTransformation:
@@ -97,7 +94,7 @@ def keep_gradients() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: params, lambda grads, state, params: (grads, grads))
 
 
-def test_training_of_the_decoder_follows_the_originals(original, exact_matmul):
+def test_training_of_the_decoder_follows_the_originals(original):
     """Hugging Face runs its encoders without gradients, so its "all parameters" are the decoder's."""
     model, arrays, expected = original
     mesh = Mesh(np.array(jax.devices()[:2]).reshape(2, 1), AXES)
@@ -131,7 +128,6 @@ def test_zero_prompt_ignores_the_sentence(tiny, tiny_golden):
     pixels = tiny_golden["pixel_values"]
     logits = run(model, pixels, ids, mask)
     np.testing.assert_array_equal(run(model, pixels, ids[::-1], mask[::-1]), logits)
-    np.testing.assert_array_equal(run(model, pixels), logits)
     zeros = jnp.zeros((2, model.config.projection_dim))
     np.testing.assert_allclose(run(tiny(), pixels, text_embedding=zeros), logits, atol=1e-5)
 
@@ -157,7 +153,7 @@ def test_bfloat16_computes_near_float32_and_keeps_its_parameters(tiny, tiny_gold
     assert logits.dtype == jnp.float32
     assert 1e-6 < relative_error(logits, exact) < 0.1
     assert {array.dtype for array in split_model(model)[1].values()} == {np.dtype(np.float32)}
-    assert {jnp.dtype(state.dtype) for state in model.encode_image(args[0][:1])} == {jnp.dtype(jnp.bfloat16)}
+    assert {state.dtype for state in nnx.eval_shape(type(model).encode_image, model, args[0])} == {jnp.bfloat16}
 
 
 @pytest.mark.parametrize("patch", [8, 16])
@@ -183,7 +179,7 @@ def test_a_rectangular_image_is_read_row_by_row(tiny):
 
 def test_images_must_be_whole_patches(tiny, tiny_golden):
     with pytest.raises(ValueError, match="image size 60x64 is not a multiple of the patch size 16"):
-        tiny()(tiny_golden["pixel_values"][:, :60], *tokens_of(tiny_golden))
+        tiny()(tiny_golden["pixel_values"][:, :60], text_embedding=jnp.zeros((2, 32)))
 
 
 def test_too_many_tokens_are_refused(tiny, tiny_golden):

@@ -10,21 +10,24 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from medvlsm_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
-from medvlsm_jax.models.clipseg import CLIPSeg, CLIPSegConfig
+from medvlsm_jax import models
+from medvlsm_jax.models import clipseg
+from medvlsm_jax.models.clipseg import CLIPSeg
 from medvlsm_jax.models.parameters import Arrays, split_model
 from medvlsm_jax.training.sharding import AXES
 
-CONFIG = CLIPSegConfig(
-    text=CLIPTextConfig(vocab_size=1024, context_length=32, width=16, depth=1, heads=2, mlp_width=32, eos_token_id=2),
-    vision=CLIPVisionConfig(patch_size=8, grid=4, width=32, depth=2, heads=2, mlp_width=64),
-    projection_dim=16,
-    extract_layers=(0,),
-    reduce_dim=16,
-    decoder_heads=2,
-    decoder_mlp_width=32,
-    image_size=32,
-    tokenizer="builtin",
+CONFIG = models.override(
+    clipseg.PRESETS["clipseg_tiny"],
+    {
+        "text": {"context_length": 32, "width": 16, "depth": 1, "heads": 2, "mlp_width": 32},
+        "vision": {"patch_size": 8, "grid": 4, "width": 32, "depth": 2, "heads": 2, "mlp_width": 64},
+        "projection_dim": 16,
+        "extract_layers": (0,),
+        "reduce_dim": 16,
+        "decoder_heads": 2,
+        "decoder_mlp_width": 32,
+        "image_size": 32,
+    },
 )
 
 
@@ -64,7 +67,7 @@ def batches() -> list[dict[str, np.ndarray]]:
         lengths = rng.integers(3, 30, 8)
         positions = np.arange(32)
         ids = np.where(positions < lengths[:, None], rng.integers(4, 1000, (8, 32)), 0)
-        ids[:, 0], ids[np.arange(8), lengths - 1] = 1, 2
+        ids[:, 0], ids[np.arange(8), lengths - 1] = 1, CONFIG.text.eos_token_id
         result.append(
             {
                 "image": image.astype(np.uint8),

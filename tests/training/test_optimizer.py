@@ -77,7 +77,7 @@ def test_a_schedule_warms_up_and_ends_at_zero_if_it_is_a_cosine(schedule, warmup
 
 
 def test_an_unknown_schedule_names_the_field():
-    with pytest.raises(UserError, match="config.schedule='linear': choose constant or cosine"):
+    with pytest.raises(UserError, match=r"config\.schedule='linear': choose constant or cosine"):
         schedule_factor("linear", 0, 10, 0)
 
 

@@ -7,7 +7,6 @@ import pytest
 from seeded_weights import seeded_state_dict, seeded_tensor
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models.parameters import split_model
 from medvlsm_jax.weights import from_torch, to_torch
 
 HEADS = {"text": {"heads": 4}, "vision": {"heads": 4}, "extract_layers": (1, 2, 3)}
@@ -30,13 +29,6 @@ def test_what_goes_in_comes_out_bit_for_bit(parity, seed):
     """For the full size see tests/models/test_clipseg.py."""
     state_dict = seeded_state_dict(parity / "clipseg_tiny", seed)
     assert_same(to_torch(from_torch("clipseg", state_dict, **HEADS)), state_dict)
-
-
-def test_seeds_are_different_checkpoints(parity, state_dict):
-    other = from_torch("clipseg", seeded_state_dict(parity / "clipseg_tiny", seed=7), **HEADS)
-    ours = split_model(from_torch("clipseg", state_dict, **HEADS))[1]
-    for name, array in split_model(other)[1].items():
-        assert np.any(array != ours[name]), name
 
 
 def test_simple_upsampling_is_read_from_the_names(state_dict):
@@ -116,4 +108,4 @@ def test_unknown_models_and_options_are_errors(state_dict):
 @pytest.mark.parametrize("content", [{}, {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}])
 def test_another_networks_checkpoint_is_refused(content):
     with pytest.raises(UserError, match=r"not a checkpoint of clipseg[\s\S]*missing clip.logit_scale"):
-        from_torch("clipseg", content)
+        from_torch("clipseg_tiny", content)

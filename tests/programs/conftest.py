@@ -1,0 +1,121 @@
+"""A very small network as the preset "small" on two devices, compiled programs that are kept, and a finished run."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+
+from medvlsm_jax import models
+from medvlsm_jax.config import base_config
+from medvlsm_jax.models import clipseg
+from medvlsm_jax.train import train
+from medvlsm_jax.training import checkpoints, sharding
+
+SMALL = models.override(
+    clipseg.PRESETS["clipseg_tiny"],
+    {
+        "text": {"context_length": 32, "width": 16, "depth": 1, "heads": 2, "mlp_width": 32},
+        "vision": {"patch_size": 8, "grid": 4, "width": 32, "depth": 2, "heads": 2, "mlp_width": 64},
+        "projection_dim": 16,
+        "extract_layers": (0,),
+        "reduce_dim": 16,
+        "decoder_heads": 2,
+        "decoder_mlp_width": 32,
+        "image_size": 32,
+    },
+)
+
+
+def mesh_of(devices: int) -> Callable[..., Mesh]:
+    """A make_mesh that knows the first few devices alone."""
+    return lambda data=-1, fsdp=1: Mesh(np.array(jax.devices()[:devices]).reshape(data, fsdp), sharding.AXES)
+
+
+@contextlib.contextmanager
+def small_preset(devices: int = 2) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.PRESETS, "small", ("clipseg", SMALL))
+        for module in (sharding, checkpoints):
+            patch.setattr(module, "make_mesh", mesh_of(devices))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def small() -> Iterator[None]:
+    """The preset "small", and two devices for whatever asks for a mesh."""
+    with small_preset():
+        yield
+
+
+@pytest.fixture
+def use_devices(monkeypatch) -> Callable[[int], None]:
+    """Another number of devices."""
+
+    def use(devices: int) -> None:
+        for module in (sharding, checkpoints):
+            monkeypatch.setattr(module, "make_mesh", mesh_of(devices))
+
+    return use
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled_programs(tmp_path_factory) -> Iterator[None]:
+    """Keeps what was compiled, for most runs here compile the same steps; workers of pytest-xdist share it."""
+    base = tmp_path_factory.getbasetemp()
+    settings = {
+        "jax_compilation_cache_dir": str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"),
+        "jax_compilation_cache_max_size": 1 << 30,  # with a limit, entries are written under a lock
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def make_config(data_dir: Path | str) -> ml_collections.ConfigDict:
+    """Two epochs of a few steps."""
+    config = base_config()
+    config.data_dir = str(data_dir)
+    config.dataset = "sample"
+    config.model = "small"
+    config.batch_size = 16
+    config.num_epochs = 2
+    config.loss = "dice_bce"
+    config.learning_rate = 3e-3
+    config.log_every_steps = 1
+    config.num_overlays = 2
+    return config
+
+
+@pytest.fixture
+def config(sample) -> ml_collections.ConfigDict:
+    return make_config(sample)
+
+
+@pytest.fixture(scope="session")
+def run(sample, tmp_path_factory, compiled_programs) -> Path:
+    """The workdir of a finished run of `config`; tests leave it as it is."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    with small_preset():
+        train(make_config(sample), workdir)
+    return workdir
+
+
+@pytest.fixture
+def run_copy(run, tmp_path) -> Path:
+    """A finished run that a test may change."""
+    return Path(shutil.copytree(run, tmp_path / "run"))

@@ -1,0 +1,308 @@
+"""What a run writes, that it continues exactly, how it ends, and where it starts from."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from medvlsm_jax import writers
+from medvlsm_jax.data.tokenizers import load_tokenizer
+from medvlsm_jax.errors import UserError
+from medvlsm_jax.models.parameters import split_model
+from medvlsm_jax.train import FiniteGuard, catch_signals, train
+from medvlsm_jax.training.checkpoints import Checkpoints, abstract_arrays, load, load_pretrained, save_model
+from medvlsm_jax.training.optimizer import adamw, split_trained
+from medvlsm_jax.training.sharding import make_mesh
+
+STEPS = 8  # of the two epochs of `config`
+
+
+def metrics(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def series(workdir: Path, name: str) -> dict[int, float]:
+    return {row["step"]: row["value"] for row in metrics(workdir) if row["name"] == name}
+
+
+def read_newest(workdir: Path) -> tuple[dict, list, dict]:
+    """Arrays, optimizer state and progress of a run's newest checkpoint."""
+    pretrained = load_pretrained(workdir)
+    params = split_model(pretrained.model())[1]
+    trained, _ = split_trained(pretrained.model(), params, freeze_encoder=False, freeze_decoder=False)
+    opt_state = jax.eval_shape(adamw(weight_decay=0.0, max_grad_norm=1.0).init, trained)
+    mesh = make_mesh(-1, 1)
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.latest()
+        return checkpoints.load(step, abstract_arrays(pretrained.arrays, mesh), abstract_arrays(opt_state, mesh))
+
+
+def assert_same_run(workdir: Path, other: Path) -> None:
+    """Bit for bit: arrays, optimizer state, progress, and every line of metrics.jsonl."""
+    ours, theirs = read_newest(workdir), read_newest(other)
+    jax.tree.map(np.testing.assert_array_equal, ours[:2], theirs[:2])
+    assert ours[2] == theirs[2]
+    assert (workdir / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+
+
+# --- What a run writes ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_config_model_tokenizer_checkpoints_and_metrics(run, config):
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.json", "model.json", "tokenizer", "checkpoints", "metrics.jsonl", "tensorboard"}
+    assert json.loads((run / "config.json").read_text())["learning_rate"] == config.learning_rate
+    assert json.loads((run / "model.json").read_text())["network"] == "clipseg"
+    assert str(STEPS) in {path.name for path in (run / "checkpoints").iterdir()}
+
+
+def test_metrics_hold_training_at_every_step_and_validation_after_every_epoch(run, config):
+    assert all(row.keys() == {"step", "name", "value"} and math.isfinite(row["value"]) for row in metrics(run))
+    for name in ("train/loss", "train/learning_rate", "train/grad_norm"):
+        assert list(series(run, name)) == list(range(1, STEPS + 1))
+    for name in ("val/dice", "val/iou", "val/loss"):
+        assert list(series(run, name)) == [STEPS // 2, STEPS]
+    assert series(run, "train/learning_rate")[1] == config.learning_rate
+    assert all(0 <= value <= 1 for value in series(run, "val/dice").values())
+    assert np.mean(list(series(run, "train/loss").values())[-3:]) < series(run, "train/loss")[1]
+
+
+def test_tensorboard_holds_the_numbers_and_overlays(run):
+    (events,) = (run / "tensorboard").iterdir()
+    content = events.read_bytes()
+    for tag in (b"train/loss", b"val/dice", b"val/0", b"val/1"):
+        assert tag in content
+    assert b"val/2" not in content  # config.num_overlays
+    assert content.count(b"\x89PNG") == 2 * 2
+
+
+def test_the_same_seed_gives_the_same_run_and_can_do_without_tensorboard(run, config, tmp_path):
+    config.tensorboard = False
+    result = train(config, tmp_path)
+    assert_same_run(tmp_path, run)
+    assert result == {"step": STEPS, "val_dice": max(series(run, "val/dice").values())}
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_run_without_a_validation_set_keeps_its_newest_checkpoint(config, sample, tmp_path):
+    root = tmp_path / "data" / "sample"
+    (root / "anns").mkdir(parents=True)
+    for name in ("images", "masks"):
+        (root / name).symlink_to(sample / "sample" / name)
+    shutil.copy(sample / "sample" / "anns" / "train.json", root / "anns")
+    config.data_dir = str(tmp_path / "data")
+    assert train(config, tmp_path / "run") == {"step": STEPS}
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {str(STEPS)}
+    assert not any(row["name"].startswith("val/") for row in metrics(tmp_path / "run"))
+    assert load(tmp_path / "run").config.image_size == 32
+
+
+# --- How it continues -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [2, 7])
+def test_a_run_stopped_by_sigterm_within_an_epoch_continues_exactly(run, config, tmp_path, monkeypatch, step):
+    write = writers.JsonlWriter.scalars
+
+    def stop(self, at: int, values: dict) -> None:
+        write(self, at, values)
+        if at == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writers.JsonlWriter, "scalars", stop)
+        with pytest.raises(SystemExit) as stopped:
+            train(config, tmp_path)
+    assert stopped.value.code == 143
+    assert metrics(tmp_path)[-1]["step"] == step
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == step
+    train(config, tmp_path)
+    assert_same_run(tmp_path, run)
+
+
+def test_a_run_bounded_by_max_steps_continues_exactly(run, config, tmp_path):
+    for bound in (3, 5):
+        config.max_steps = bound
+        assert train(config, tmp_path)["step"] == bound
+    config.max_steps = 0
+    train(config, tmp_path)
+    assert_same_run(tmp_path, run)
+
+
+def test_a_run_killed_after_a_checkpoint_repeats_the_lost_steps_alone(run, config, tmp_path, monkeypatch):
+    write = writers.JsonlWriter.scalars
+
+    def crash(self, at: int, values: dict) -> None:
+        write(self, at, values)
+        if at == 5:
+            self.file.write('{"step": 5, "na')  # a line cut short
+            self.file.flush()
+            raise KeyboardInterrupt  # no Exception, so nothing writes a checkpoint
+
+    config.checkpoint_every_steps = 2
+    with monkeypatch.context() as patch:
+        patch.setattr(writers.JsonlWriter, "scalars", crash)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path)
+    train(config, tmp_path)
+    assert_same_run(tmp_path, run)
+
+
+def test_a_finished_run_that_is_started_again_does_nothing(run, run_copy, config, monkeypatch):
+    monkeypatch.setattr("medvlsm_jax.train.make_train_step", lambda *_, **__: pytest.fail)  # as the step, it would fail
+    assert train(config, run_copy) == {"step": STEPS, "val_dice": max(series(run, "val/dice").values())}
+    assert (run_copy / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_epochs(run, run_copy, config):
+    config.num_epochs = 3
+    assert train(config, run_copy)["step"] == 12
+    assert list(series(run_copy, "train/loss")) == list(range(1, 13))
+    assert metrics(run_copy)[: len(metrics(run))] == metrics(run)
+
+
+def test_a_run_ends_early_when_its_score_no_longer_rises_and_stays_ended(config, tmp_path):
+    config.num_epochs, config.learning_rate = 9, 0.0
+    config.early_stopping.patience, config.early_stopping.min_epochs = 2, 1
+    assert train(config, tmp_path)["step"] == 3 * STEPS // 2
+    assert train(config, tmp_path)["step"] == 3 * STEPS // 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_remembered_and_the_old_handlers_come_back(number):
+    old = signal.getsignal(number)
+    with catch_signals() as received:
+        os.kill(os.getpid(), number)
+        assert received == [number]
+        with pytest.raises(KeyboardInterrupt):  # Ctrl-C after that ends the program at once
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(number) is old
+
+
+# --- How it fails -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_diverges_stops_and_keeps_finite_checkpoints(config, tmp_path):
+    config.learning_rate, config.checkpoint_every_steps = 1e20, 1
+    with pytest.raises(UserError, match=rf"diverged at step \d: .*nan.*{tmp_path / 'checkpoints'}. Lower"):
+        train(config, tmp_path)
+    assert all(np.isfinite(array).all() for array in load_pretrained(tmp_path).arrays.values())
+    assert all(math.isfinite(row["value"]) for row in metrics(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_guard_names_the_step_that_is_not_finite(tmp_path, name, value):
+    guard = FiniteGuard(tmp_path)
+    guard.watch(1, {"loss": np.float32(1), "grad_norm": np.float32(1)})
+    guard.watch(2, {"loss": np.float32(1), "grad_norm": np.float32(1)} | {name: np.float32(value)})
+    with pytest.raises(UserError, match=rf"diverged at step 2: {{'{name}': {value}}}; .*{tmp_path / 'checkpoints'}"):
+        guard.watch(3, {"loss": np.float32(1)})
+
+
+def test_a_writer_that_fails_does_not_stop_a_run(config, tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(writers.TensorBoardWriter, "scalars", fail)
+    config.max_steps = 2
+    assert train(config, tmp_path)["step"] == 2
+    assert capsys.readouterr().err.count("warning: TensorBoardWriter failed and is left out: no space left") == 1
+    assert list(series(tmp_path, "train/loss")) == [1, 2]
+
+
+# --- Where it starts from ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretrained(run, tmp_path) -> Path:
+    """A model folder like one that tools/convert_weights.py writes."""
+    save_model(tmp_path / "pretrained", load(run), load_tokenizer("builtin", 32))
+    return tmp_path / "pretrained"
+
+
+def test_a_pretrained_encoder_stays_as_it_is_and_the_decoder_moves_from_its_weights(config, pretrained, tmp_path):
+    config.init, config.max_steps = str(pretrained), 2
+    train(config, tmp_path / "run")
+    before, after = load_pretrained(pretrained).arrays, load_pretrained(tmp_path / "run").arrays
+    for name, array in after.items():
+        if name.startswith("decoder."):
+            assert 0 < np.abs(array - before[name]).max() < 2 * 1.1 * config.learning_rate, name
+        else:
+            np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+def test_the_workdirs_own_checkpoint_comes_before_init(config, pretrained, run_copy):
+    config.init = str(pretrained)
+    config.freeze_encoder = False
+    newest = read_newest(run_copy)
+    assert train(config, run_copy)["step"] == STEPS
+    jax.tree.map(np.testing.assert_array_equal, read_newest(run_copy)[:2], newest[:2])
+
+
+def test_a_run_on_an_fsdp_mesh_continues_one_without(config, run_copy, monkeypatch, tmp_path):
+    from medvlsm_jax.training import sharding
+
+    monkeypatch.setattr(
+        sharding, "make_mesh", lambda *_: sharding.Mesh(np.array(jax.devices()).reshape(1, 8), sharding.AXES)
+    )
+    before = read_newest(run_copy)
+    config.num_epochs, config.max_steps, config.learning_rate = 3, STEPS + 1, 0.0
+    assert train(config, run_copy)["step"] == STEPS + 1
+    assert list(series(run_copy, "train/loss")) == list(range(1, STEPS + 2))
+    assert before[2]["plateau"]["best"] == read_newest(run_copy)[2]["plateau"]["best"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("init", "nowhere", "nowhere is no checkpoint: .*model.json is missing"),
+        ("model", "clipsag", "unknown model 'clipsag'"),
+        ("loss", "focal", "unknown loss 'focal' in config.loss"),
+        ("dtype", "float64", "config.dtype='float64'"),
+        ("schedule", "linear", "config.schedule='linear'"),
+        ("batch_size", 15, "config.batch_size.*=15 is not a multiple of the 2 devices"),
+        ("prompt", "p7", "has no prompt 'p7'; it has other, p0, p1"),
+        ("dataset", "nowhere", "dataset 'nowhere' is not a dataset that the package knows: .* holds sample"),
+        ("data_dir", "nowhere", "data_dir nowhere does not exist: pass --config.data_dir"),
+        ("tokenizer", "nowhere", "cannot load the tokenizer 'nowhere': pass --config.tokenizer=FOLDER"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named_and_nothing_is_trained(config, tmp_path, field, value, message):
+    config[field] = value
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() or metrics(tmp_path / "run") == []
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+# --- Real images ------------------------------------------------------------------------------------------------------
+
+
+def test_real_images_are_trained_on_and_their_masks_have_their_own_sizes(shared, config, tmp_path):
+    from PIL import Image
+
+    from medvlsm_jax.evaluate import default_config, evaluate
+
+    config.data_dir, config.dataset, config.prompt = str(shared / "realdata"), "kvasir_polyp", "random"
+    config.max_steps = 2
+    assert train(config, tmp_path / "run")["step"] == 2
+    options = default_config()
+    options.data_dir = config.data_dir
+    summary = evaluate(options, tmp_path / "run", ["kvasir_polyp"], ["p6"], tmp_path / "test", save_masks=True)
+    records = json.loads((shared / "realdata" / "kvasir_polyp" / "anns" / "test.json").read_text())
+    assert summary["kvasir_polyp"]["p6"]["n"] == len(records)
+    for record in records:
+        stem = Path(record["mask_name"]).stem
+        with (
+            Image.open(shared / "realdata" / "kvasir_polyp" / "images" / record["img_name"]) as image,
+            Image.open(tmp_path / "test" / "masks" / "kvasir_polyp" / "p6" / f"{stem}_mask.png") as mask,
+        ):
+            assert mask.size == image.size
