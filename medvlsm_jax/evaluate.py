@@ -7,7 +7,7 @@ Writes `cases.csv` (one line an image) and `metrics.json` (per dataset and promp
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.evaluation.report import summary_table, write_report
 from medvlsm_jax.training import sharding
 from medvlsm_jax.training.checkpoints import load_pretrained
-from medvlsm_jax.training.scoring import score_records
+from medvlsm_jax.training.scoring import Fetch, score_records
 from medvlsm_jax.training.start import model_overrides
 from medvlsm_jax.training.state import make_eval_step
 
@@ -96,8 +96,8 @@ def evaluate(
             loader = Loader(records, tokenizer, prompt, source.config.image_size)
             folder = Path(output) / "masks" / dataset / file_name(prompt)
 
-            def write(rows: Mapping[str, np.ndarray], folder: Path = folder, records: list[Record] = records) -> None:
-                for index, probability in zip(rows["index"], rows["probability"], strict=True):
+            def write(fetch: Fetch, folder: Path = folder, records: list[Record] = records) -> None:
+                for index, probability in zip(fetch("index"), fetch("probability"), strict=True):
                     write_case(folder, records[index], probability[..., 0], source.config.threshold)
 
             on_batch = write if save_masks else None

@@ -32,7 +32,7 @@ from medvlsm_jax.training import sharding
 from medvlsm_jax.training.checkpoints import CHECKPOINTS, Checkpoints, write_description
 from medvlsm_jax.training.losses import find_loss
 from medvlsm_jax.training.optimizer import adamw, schedule_factor
-from medvlsm_jax.training.scoring import EvalStep, score_records
+from medvlsm_jax.training.scoring import EvalStep, Fetch, score_records
 from medvlsm_jax.training.start import Source, find_source, start_state
 from medvlsm_jax.training.state import TrainState, make_eval_step, make_train_step
 from medvlsm_jax.writers import JsonlWriter, Progress, TensorBoardWriter, Writer, Writers
@@ -56,23 +56,26 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         # --- Devices and input ---------------------------------------------------------------------------------------
         workdir = Path(workdir)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-        sharding.check_batch_size(config.batch_size // config.accumulation, mesh, "config.batch_size / accumulation")
+        sharding.check_batch_size(config.batch_size, mesh, config.accumulation)
         train_records = read_split(config, "train")
         val_records = read_split(config, "val", is_required=False)
         epoch_steps = steps_per_epoch(len(train_records), config.batch_size)
         total_steps = config.num_epochs * epoch_steps
 
         # --- Model and state -----------------------------------------------------------------------------------------
-        checkpoints = stack.enter_context(Checkpoints(workdir))
+        checkpoints = stack.enter_context(Checkpoints(workdir, is_writer=True))
         source = find_source(config, workdir, checkpoints.latest())
         tokenizer = load_tokenizer(source.tokenizer, source.config.text.context_length)
         tokenizer.check(source.config.text.vocab_size, source.config.text.eos_token_id)
         optimizer = adamw(weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
         state, progress = start_state(config, source, optimizer, mesh, checkpoints)
         first_step = int(state.step)
-        write_description(workdir, source.config, tokenizer)
-        atomic.write_text(workdir / "config.json", config.to_json_best_effort(indent=1) + "\n")
-        print(describe(config, source, state, mesh, (len(train_records), len(val_records)), (first_step, total_steps)))
+        process = (jax.process_index(), jax.process_count())
+        if process[0] == 0:
+            write_description(workdir, source.config, tokenizer)
+            atomic.write_text(workdir / "config.json", config.to_json_best_effort(indent=1) + "\n")
+            counts = (len(train_records), len(val_records))
+            print(describe(config, source, state, mesh, counts, (first_step, total_steps)))
 
         # --- Compiled steps ------------------------------------------------------------------------------------------
         graphdef, loss = nnx.graphdef(source.abstract_model()), find_loss(config.loss)
@@ -84,7 +87,6 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         # --- Readers and writers -------------------------------------------------------------------------------------
         loader = Loader(train_records, tokenizer, config.prompt, source.config.image_size, config.seed)
         val_loader = Loader(val_records, tokenizer, config.prompt, source.config.image_size)
-        process = (jax.process_index(), jax.process_count())
         batches = train_batches(
             loader, config.batch_size, seed=config.seed, first_step=first_step, process=process, **config.data
         )
@@ -113,7 +115,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
 
             score = None
             if step % epoch_steps == 0 and val_records:
-                results = validate(eval_step, state.arrays(), val_loader, mesh, config, writers, step)
+                results = validate(
+                    eval_step, state.arrays(), val_loader, mesh, config, writers, step, source.config.threshold
+                )
                 score = results["val/dice"]
                 progress.update(results["val/loss"], score)
                 bar.line(f"epoch {step // epoch_steps}/{config.num_epochs}", results)
@@ -154,14 +158,15 @@ def validate(
     config: ml_collections.ConfigDict,
     writers: Writers,
     step: int,
+    threshold: float,
 ) -> dict[str, float]:
     """Mean loss, Dice and IoU over the validation records; writes them, and overlays of the first few."""
     pictures: list[np.ndarray] = []
 
-    def draw(rows: Mapping[str, np.ndarray]) -> None:
-        for image, mask, probability in zip(rows["image"], rows["mask"], rows["probability"], strict=True):
-            if len(pictures) < config.num_overlays:
-                pictures.append(overlay(image, probability[..., 0] > 0.5, mask[..., 0] > 0))
+    def draw(fetch: Fetch) -> None:
+        if missing := config.num_overlays - len(pictures):
+            rows = zip(fetch("image"), fetch("probability")[..., 0], fetch("mask")[..., 0], strict=True)
+            pictures.extend(overlay(image, p > threshold, mask > 0) for image, p, mask in list(rows)[:missing])
 
     values = score_records(eval_step, arrays, loader, mesh, config.batch_size, on_batch=draw, **config.data)
     results = {f"val/{name}": float(values[name].mean(dtype=np.float64)) for name in ("loss", "dice", "iou")}

@@ -140,7 +140,7 @@ def abstract_arrays(tree: Any, mesh: Mesh) -> Any:
 class Checkpoints:
     """The checkpoints of a workdir: the latest, and the best by validation Dice; written in the background."""
 
-    def __init__(self, workdir: str | Path):
+    def __init__(self, workdir: str | Path, *, is_writer: bool = False):
         self.folder = Path(workdir).absolute() / CHECKPOINTS
         policies = ocp.training.preservation_policies
         best = policies.BestN(get_metric_fn=lambda m: m[SCORE], n=1, keep_checkpoints_without_metrics=False)
@@ -149,7 +149,7 @@ class Checkpoints:
             self.folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=is_writer,  # a reader must not take away what a running training writes
         )
 
     def __enter__(self) -> "Checkpoints":

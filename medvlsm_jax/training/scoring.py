@@ -1,6 +1,7 @@
 """Runs a model over every record of a set, on all devices, and hands back one value an image."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 
 import jax
@@ -9,10 +10,10 @@ from jax.sharding import Mesh
 
 from medvlsm_jax.data.pipeline import Loader, eval_batches
 from medvlsm_jax.models.parameters import Arrays
-from medvlsm_jax.training.sharding import put_batch
+from medvlsm_jax.training.sharding import local_rows, put_batch
 
 EvalStep = Callable[[Arrays, dict[str, jax.Array]], dict[str, jax.Array]]
-OnBatch = Callable[[dict[str, np.ndarray]], None]
+Fetch = Callable[[str], np.ndarray]
 
 
 def score_records(
@@ -22,7 +23,7 @@ def score_records(
     mesh: Mesh,
     batch_size: int,
     *,
-    on_batch: OnBatch | None = None,
+    on_batch: Callable[[Fetch], None] | None = None,
     num_workers: int = 0,
     num_threads: int = 8,
 ) -> dict[str, np.ndarray]:
@@ -34,7 +35,8 @@ def score_records(
         loader: reads the records.
         mesh: the devices.
         batch_size: a multiple of their number.
-        on_batch: is shown the valid rows of every batch, the image among them, as soon as they are there.
+        on_batch: is called after every batch with a function that brings this process's valid rows of a value
+            (`probability`, `index`, …) or of an input (`image`, `mask`) to the host; what is not asked for stays.
         num_workers: worker processes of the input pipeline; 0 reads in threads.
         num_threads: threads in each of them.
     """
@@ -43,13 +45,19 @@ def score_records(
     batches = eval_batches(loader, batch_size, process=process, num_workers=num_workers, num_threads=num_threads)
     with contextlib.closing(batches):
         for batch in batches:
-            values = {name: np.asarray(value) for name, value in eval_step(arrays, put_batch(batch, mesh)).items()}
-            rows = {name: value[values["valid"]] for name, value in values.items()}
-            for name, value in rows.items():
+            values = eval_step(arrays, put_batch(batch, mesh))
+            valid = np.asarray(values["valid"])
+            for name, value in values.items():
                 if value.ndim == 1:
-                    scalars.setdefault(name, []).append(value)
+                    scalars.setdefault(name, []).append(np.asarray(value)[valid])
             if on_batch is not None:
-                on_batch(rows)
+                on_batch(functools.partial(fetch_rows, values, batch))
     joined = {name: np.concatenate(parts) for name, parts in scalars.items()}
     order = np.argsort(joined["index"])
     return {name: values[order] for name, values in joined.items()}
+
+
+def fetch_rows(values: dict[str, jax.Array], batch: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """This process's valid rows of an input or of a sharded value."""
+    rows = batch[name] if name in batch else local_rows(values[name])
+    return rows[batch["valid"]]

@@ -62,7 +62,14 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, flag: str = "config.batch_size") -> None:
-    """Raises a UserError when devices cannot share a batch evenly."""
-    if batch_size < 1 or batch_size % mesh.size:
-        raise UserError(f"{flag}={batch_size} is not a multiple of the {mesh.size} devices")
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of a batch, in order: the inverse of `put_batch`."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
+    """Raises a UserError when devices cannot share a batch, or the parts that it is cut into, evenly."""
+    if batch_size < 1 or accumulation < 1 or batch_size % (mesh.size * accumulation):
+        parts = f" x config.accumulation={accumulation}" if accumulation != 1 else ""
+        raise UserError(f"config.batch_size={batch_size} is not a multiple of the {mesh.size} devices{parts}")

@@ -122,10 +122,10 @@ def cut(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
 def make_eval_step(
     graphdef: nnx.GraphDef, config: ModelConfig, mesh: Mesh, loss: Loss | None = None, *, probabilities: bool = False
 ) -> Callable[[Arrays, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """Compiles `(arrays, batch) -> values of each image`: dice, iou, and the loss if one is given.
+    """Compiles `(arrays, batch) -> values of each image`: index, valid, dice, iou, and the loss if one is given.
 
-    With `probabilities`, image, mask and probability are among them, for pictures. The values are
-    replicated, so that every process can read all of them.
+    They are replicated, so that every process can read all of them; the map called `probability`, on request, stays
+    where its rows are.
     """
 
     def eval_step(arrays: Arrays, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -136,7 +136,12 @@ def make_eval_step(
         if loss is not None:
             values["loss"] = loss(logits, target)
         if probabilities:
-            values |= {"probability": jax.nn.sigmoid(logits), "image": batch["image"], "mask": batch["mask"]}
+            values["probability"] = jax.nn.sigmoid(logits)
         return values
 
-    return jax.jit(eval_step, out_shardings=replicated(mesh))
+    shardings: dict[str, Any] = dict.fromkeys(("index", "valid", "dice", "iou"), replicated(mesh))
+    if loss is not None:
+        shardings["loss"] = replicated(mesh)
+    if probabilities:
+        shardings["probability"] = batch_sharding(mesh)
+    return jax.jit(eval_step, out_shardings=shardings)

@@ -92,12 +92,15 @@ def clipseg_sizes(state_dict: Mapping[str, np.ndarray], preset: Any) -> dict[str
     def heads(width: int, default: Any) -> int:
         return default.heads if width == default.width else max(1, width // 64)
 
+    vocab_size = size(text + "embeddings.token_embedding.weight", 0, preset.text.vocab_size)
     text_width = size(text + "embeddings.token_embedding.weight", 1, preset.text.width)
     vision_width = size(vision + "embeddings.class_embedding", 0, preset.vision.width)
     positions = size(vision + "embeddings.position_embedding.weight", 0, preset.vision.grid**2 + 1)
     return {
         "text": {
-            "vocab_size": size(text + "embeddings.token_embedding.weight", 0, preset.text.vocab_size),
+            "vocab_size": vocab_size,
+            # CLIP's end token is the last of its vocabulary.
+            "eos_token_id": preset.text.eos_token_id if vocab_size == preset.text.vocab_size else vocab_size - 1,
             "context_length": size(text + "embeddings.position_embedding.weight", 0, preset.text.context_length),
             "width": text_width,
             "depth": depth(text + "encoder.layers.", preset.text.depth),

@@ -38,7 +38,7 @@ def published_sentences(shared) -> list[str]:
     return sorted(sentences)[::23]
 
 
-@pytest.mark.parametrize("word", sorted({*vocabulary(), *PAPER_WORDS}))
+@pytest.mark.parametrize("word", sorted({*vocabulary(), *PAPER_WORDS.split()}))
 def test_the_samples_and_the_papers_words_are_whole_tokens(builtin, word):
     assert words_of(builtin, word) == [word]
 
@@ -105,7 +105,7 @@ def test_a_saved_tokenizer_gives_the_same_tokens(builtin, tmp_path):
     again = load_tokenizer(str(tmp_path), 16)
     for sentence in ("", "one small polyp", "cardiomegaly"):
         np.testing.assert_array_equal(again(sentence), builtin(sentence))
-    again.check(1024, 2)
+    again.check(len(builtin.backend), builtin.backend.eos_token_id)
 
 
 def test_repeated_sentences_are_tokenised_once(builtin):

@@ -23,8 +23,6 @@ def overrides():
             "vision": {"heads": vision["num_attention_heads"]},
             "extract_layers": config["extract_layers"],
             "decoder_heads": config["decoder_num_attention_heads"],
-            "pixel_mean": (0.0, 0.0, 0.0),  # the fixtures' pixel values are normalised
-            "pixel_std": (1 / 255, 1 / 255, 1 / 255),
             "image_size": json.loads((folder / "meta.json").read_text())["image_size"],
         }
 

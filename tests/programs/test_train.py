@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -106,8 +107,8 @@ def test_a_run_without_a_validation_set_keeps_its_newest_checkpoint(config, samp
 # --- How it continues -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [2, 7])
-def test_a_run_stopped_by_sigterm_within_an_epoch_continues_exactly(run, config, tmp_path, monkeypatch, step):
+def test_a_run_stopped_by_sigterm_within_an_epoch_continues_exactly(run, config, tmp_path, monkeypatch):
+    step = 7
     write = writers.JsonlWriter.scalars
 
     def stop(self, at: int, values: dict) -> None:
@@ -128,9 +129,8 @@ def test_a_run_stopped_by_sigterm_within_an_epoch_continues_exactly(run, config,
 
 
 def test_a_run_bounded_by_max_steps_continues_exactly(run, config, tmp_path):
-    for bound in (3, 5):
-        config.max_steps = bound
-        assert train(config, tmp_path)["step"] == bound
+    config.max_steps = 3
+    assert train(config, tmp_path)["step"] == 3
     config.max_steps = 0
     train(config, tmp_path)
     assert_same_run(tmp_path, run)
@@ -200,11 +200,12 @@ def test_a_run_that_diverges_stops_and_keeps_finite_checkpoints(config, tmp_path
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_the_guard_names_the_step_that_is_not_finite(tmp_path, name, value):
+    good = {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)}
     guard = FiniteGuard(tmp_path)
-    guard.watch(1, {"loss": np.float32(1), "grad_norm": np.float32(1)})
-    guard.watch(2, {"loss": np.float32(1), "grad_norm": np.float32(1)} | {name: np.float32(value)})
+    guard.watch(1, good)
+    guard.watch(2, good | {name: jnp.float32(value)})
     with pytest.raises(UserError, match=rf"diverged at step 2: {{'{name}': {value}}}; .*{tmp_path / 'checkpoints'}"):
-        guard.watch(3, {"loss": np.float32(1)})
+        guard.watch(3, good)
 
 
 def test_a_writer_that_fails_does_not_stop_a_run(config, tmp_path, monkeypatch, capsys):

@@ -23,6 +23,7 @@ CONFIG = models.override(
         "vision": {"patch_size": 8, "grid": 4, "width": 32, "depth": 2, "heads": 2, "mlp_width": 64},
         "projection_dim": 16,
         "extract_layers": (0,),
+        "conditional_layer": 0,
         "reduce_dim": 16,
         "decoder_heads": 2,
         "decoder_mlp_width": 32,

@@ -1,0 +1,87 @@
+"""A PyTorch checkpoint becomes a model folder with the same numbers, and its tokenizer comes along."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from convert_weights import convert
+from safetensors.numpy import save_file
+from seeded_weights import seeded_pixels, seeded_state_dict
+
+import medvlsm_jax as mv
+from medvlsm_jax.data.tokenizers import load_tokenizer
+from medvlsm_jax.errors import UserError
+from medvlsm_jax.training.checkpoints import load_pretrained
+
+MODEL = "clipseg_tiny"
+IDS = np.array([[1, 50, 60, 3] + [0] * 12, [1, 70, 80, 90, 100, 110, 3] + [0] * 9], np.int32)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """A folder with a stand-in checkpoint, without a tokenizer."""
+    folder = tmp_path_factory.mktemp("source")
+    parity = Path(__file__).parents[1] / "data" / "parity" / MODEL
+    save_file(seeded_state_dict(parity), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def with_tokenizer(source, tmp_path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "model.safetensors").symlink_to(source / "model.safetensors")
+    load_tokenizer("builtin", 77).save(folder)
+    return folder
+
+
+def test_a_converted_folder_gives_the_logits_of_from_torch(source, parity, tmp_path):
+    message = convert(MODEL, str(source / "model.safetensors"), str(tmp_path / "out"))
+    pixels, mask = seeded_pixels(64).transpose(0, 2, 3, 1), (IDS > 0).astype(np.int32)
+    expected = mv.from_torch(MODEL, seeded_state_dict(parity / MODEL))(pixels, IDS, mask)
+    np.testing.assert_array_equal(mv.load(tmp_path / "out")(pixels, IDS, mask), expected)
+    assert f"written to {tmp_path / 'out'}" in message
+    assert "no tokenizer lay beside the weights" in message
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"], ids=["folder", "file"])
+def test_a_tokenizer_beside_the_weights_is_taken_along(with_tokenizer, tmp_path, name):
+    message = convert(MODEL, str(with_tokenizer / name), str(tmp_path / "out"))
+    assert "no tokenizer" not in message
+    packed = load_pretrained(tmp_path / "out").tokenizer
+    assert packed == str(tmp_path / "out" / "tokenizer")
+    ours, theirs = (load_tokenizer(name, 20)("one small polyp")[0] for name in (packed, "builtin"))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_tokenizer_can_be_named(source, tmp_path):
+    convert(MODEL, str(source), str(tmp_path / "out"), tokenizer="builtin")
+    assert load_pretrained(tmp_path / "out").tokenizer == str(tmp_path / "out" / "tokenizer")
+
+
+def test_a_tokenizer_of_another_model_is_refused(source, shared, tmp_path):
+    with pytest.raises(UserError, match=r"the tokenizer \(vocabulary 49408, end token 49407\) does not fit"):
+        convert(MODEL, str(source), str(tmp_path / "out"), tokenizer=str(shared / "tokenizers" / "clip"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_network_lists_what_differs_and_writes_nothing(tmp_path):
+    save_file({"encoder.conv1.weight": np.zeros((8, 3, 3, 3), np.float32)}, tmp_path / "unet.safetensors")
+    with pytest.raises(UserError, match=r"not a checkpoint of clipseg, \d+ names differ") as error:
+        convert(MODEL, str(tmp_path / "unet.safetensors"), str(tmp_path / "out"))
+    assert "unexpected encoder.conv1.weight (8, 3, 3, 3)" in str(error.value)
+    assert "missing clip.logit_scale ()" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_id_without_a_network_says_how_to_do_without(tmp_path):
+    with pytest.raises(UserError, match=r"cannot fetch some/hub-id .* pass its path with --source=FILE"):
+        convert(MODEL, "some/hub-id", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_not_overwritten(source, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=f"{tmp_path} exists and is no model folder: choose another --output"):
+        convert(MODEL, str(source), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

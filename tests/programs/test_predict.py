@@ -1,0 +1,102 @@
+"""Pictures of any kind in, masks of their own size out; a broken one does not spoil the others."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medvlsm_jax.errors import UserError
+from medvlsm_jax.predict import find_images, predict
+
+RNG = np.random.default_rng(0)
+
+
+def save(path: Path, mode: str, size: tuple[int, int] = (61, 40)) -> Path:
+    """A drawn image of a mode; `I;16` is a 16-bit PNG."""
+    rgba = RNG.integers(0, 255, (size[1], size[0], 4), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(rgba[..., 0].astype(np.uint16) * 40)
+    else:
+        image = Image.fromarray(rgba).convert("RGB").convert(mode)
+    image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["RGB.png", "L.png", "I;16.png", "P.png", "RGBA.png", "LA.png", "1.png", "RGB.jpg"])
+def test_an_image_of_any_mode_gets_three_pictures_of_its_size(run, tmp_path, name):
+    path = save(tmp_path / name, name.split(".")[0])
+    (written,) = predict(run, [path], "one polyp", tmp_path / "out", batch_size=2)
+    assert written == tmp_path / "out" / f"{path.stem}_mask.png"
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        f"{path.stem}_{kind}.png" for kind in ("mask", "probability", "overlay")
+    }
+    for kind, mode in (("mask", "L"), ("probability", "L"), ("overlay", "RGB")):
+        with Image.open(tmp_path / "out" / f"{path.stem}_{kind}.png") as picture:
+            assert (picture.size, picture.mode) == ((61, 40), mode)
+
+
+def test_a_16_bit_image_gives_what_its_8_bit_version_gives(run, tmp_path):
+    deep = np.zeros((32, 32), np.uint16)
+    deep[8:24, 8:24] = np.arange(16) * 4000
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    shallow = np.rint(deep * (255 / deep.max())).astype(np.uint8)
+    Image.fromarray(shallow).save(tmp_path / "shallow.png")
+    predict(run, [tmp_path / "deep.png", tmp_path / "shallow.png"], "one polyp", tmp_path / "out", batch_size=2)
+    deep, shallow = (np.asarray(Image.open(tmp_path / "out" / f"{n}_probability.png")) for n in ("deep", "shallow"))
+    np.testing.assert_array_equal(deep, shallow)
+
+
+def test_the_threshold_divides_the_probabilities(run, tmp_path):
+    path = save(tmp_path / "image.png", "RGB")
+    for threshold, is_all in ((0.0, True), (1.0, False)):
+        (written,) = predict(run, [path], "one polyp", tmp_path / "out", threshold=threshold, batch_size=2)
+        mask = np.asarray(Image.open(written)) > 0
+        assert mask.all() == is_all
+        assert mask.any() == is_all
+
+
+def test_an_image_gets_the_same_mask_alone_as_among_others(run, tmp_path):
+    paths = [save(tmp_path / f"{i}.png", "RGB", (40 + i, 50)) for i in range(3)]
+    predict(run, paths, "one polyp", tmp_path / "together", batch_size=2)
+    predict(run, paths[2:], "one polyp", tmp_path / "alone", batch_size=2)
+    together, alone = (np.asarray(Image.open(tmp_path / f / "2_probability.png"), int) for f in ("together", "alone"))
+    assert np.abs(together - alone).max() <= 1
+
+
+def test_a_broken_image_is_named_and_the_others_are_written(run, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.png", "c.png", "d.png"):
+        save(folder / name, "RGB")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:200])
+    with pytest.raises(UserError, match=rf"1 of 4 images are left out: {folder / 'b.png'} cannot be decoded") as error:
+        predict(run, find_images(folder), "one polyp", tmp_path / "out", batch_size=2)
+    assert "\n" not in str(error.value)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*_mask.png")) == ["a_mask.png", "c_mask.png", "d_mask.png"]
+
+
+def test_images_that_share_a_stem_keep_their_endings(run, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.png", "a.jpg", "b.png"):
+        save(folder / name, "RGB")
+    written = predict(run, find_images(folder), "one polyp", tmp_path / "out", batch_size=2)
+    assert {path.name for path in written} == {"a.png_mask.png", "a.jpg_mask.png", "b_mask.png"}
+    assert all(path.is_file() for path in written)
+
+
+def test_a_folder_is_searched_for_images_alone(tmp_path):
+    names = ["b.PNG", "a.jpg", "c.tif", "notes.txt", ".hidden.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in find_images(tmp_path)] == ["a.jpg", "b.PNG", "c.tif"]
+    assert find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
+
+
+def test_no_images_are_an_error_that_names_the_flag(tmp_path):
+    with pytest.raises(UserError, match=f"--image={tmp_path} holds no images"):
+        find_images(tmp_path)
+    with pytest.raises(UserError, match=f"--image={tmp_path / 'nowhere'} does not exist"):
+        find_images(tmp_path / "nowhere")
