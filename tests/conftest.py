@@ -10,7 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook
 
-install_import_hook("medvlsm_jax", "beartype.beartype")
+# As PEP 484 has it, an int is a float.
+install_import_hook("medvlsm_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import jax
 import pytest

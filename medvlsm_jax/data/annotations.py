@@ -57,6 +57,8 @@ def parse_record(entry: Any, dataset: str, folders: tuple[Path, Path], where: st
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where}: needs img_name, mask_name and prompts ({error})") from error
     for folder, name in zip(folders, (image, mask), strict=True):
+        if not isinstance(name, str):
+            raise UserError(f"{where}: {name!r} is no file name")
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{where}: {name} leads out of {folder}")
     return Record(dataset, folders[0] / image, folders[1] / mask, prompts)

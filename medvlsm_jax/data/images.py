@@ -14,19 +14,20 @@ DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 def open_image(path: Path) -> Image.Image:
     """A decoded image; raises UserError when it is missing, truncated, no image, or absurdly large."""
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as image:
+            image.load()
+            return image
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be decoded as an image ({error}): restore or remove it") from error
-    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB of any mode; 16-bit and float images are stretched from their own minimum and maximum to 0..255."""
     if image.mode not in DEEP_MODES:
-        return image.convert("RGB")
+        # By way of RGBA, for Pillow warns of a palette with transparency.
+        return image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
     values = np.asarray(image, np.float64)
     low, high = values.min(), values.max()
     scaled = (values - low) * (255.0 / (high - low) if high > low else 0.0)

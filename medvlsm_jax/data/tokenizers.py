@@ -21,6 +21,10 @@ polyp polyps foot ulcer skin melanoma tumor tumors left ventricular cavity myoca
 one two three four five six seven eight nine ten tiny small medium large round oval circle rectangle square
 triangle irregular regular shaped red pink white yellow brown black green blue purple orange grey located in
 of the image top bottom left right center no breast ultrasound chest xray at and which is a an with view
+two-chamber four-chamber chamber heart end cycle diastole systole female male year old good medium poor quality
+twenty thirty forty fifty sixty seventy eighty ninety atrial shape frontal lateral findings airspace atelectasis
+cardiomegaly consolidation edema enlarged cardiomediastinum lesion lung devices support effusion pleural
+pneumothorax often tissue growth small lump colon abnormal spot wound skin surface projecting
 """
 
 
@@ -64,8 +68,11 @@ def load_tokenizer(name: str, context_length: int) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return Tokenizer(AutoTokenizer.from_pretrained(name), context_length)
-    except (OSError, ValueError) as error:
+        backend = AutoTokenizer.from_pretrained(name)
+        if len(backend) <= len(backend.all_special_ids):
+            raise ValueError("it has no vocabulary")
+        return Tokenizer(backend, context_length)
+    except Exception as error:  # the tokenizers library raises bare ones for broken files
         raise UserError(
             f"cannot load the tokenizer {name!r}: pass --config.tokenizer=FOLDER that holds its files (for CLIP: "
             "vocab.json, merges.txt, tokenizer_config.json), or use a machine that reaches the Hugging Face hub"

@@ -48,7 +48,7 @@ def write_prediction(
     image: Image.Image,
     probability: Float[np.ndarray, "h w"],
     threshold: float,
-    truth: Bool[np.ndarray, "h w"] | None = None,
+    truth: Bool[np.ndarray, "height width"] | None = None,
 ) -> None:
     """Writes NAME_mask.png (0/255), NAME_probability.png (0..255) and NAME_overlay.png at the image's own size.
 

@@ -103,7 +103,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
         trained = jax.tree.map(lambda p, u: p - learning_rate * u, state.trained, updates)
         new = state._replace(step=state.step + 1, trained=trained, opt_state=opt_state)
-        return new, {"loss": value, "grad_norm": optax.global_norm(grads)}
+        return new, {"loss": value, "grad_norm": optax.tree.norm(grads)}
 
     shardings = tree_shardings(state, mesh)
     return jax.jit(

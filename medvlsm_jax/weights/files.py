@@ -38,9 +38,8 @@ def locate(source: str) -> Path:
 
 def download(hub_id: str) -> Path:
     """The first of the known weight files that a Hugging Face repository holds, through the local cache."""
-    import httpx
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     for name in WEIGHT_FILES:
         try:
@@ -49,7 +48,7 @@ def download(hub_id: str) -> Path:
             raise unreachable(hub_id) from error
         except EntryNotFoundError:
             continue
-        except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise unreachable(hub_id) from error
     raise UserError(f"hub repository {hub_id} holds none of {', '.join(WEIGHT_FILES)}")
 
@@ -97,15 +96,16 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         ) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error) as error:
+        # torch reports what is no pickle at all, a web page for example, as an unknown operand.
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in str(error):
+            raise UserError(
+                f"{path} is refused: it holds more than tensors, and loading it could run code. If you trust it, save "
+                "its state_dict alone with torch.save, or convert it to .safetensors"
+            ) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{path} is refused: it is no plain dictionary of tensors, and loading it could run code. If you trust it, "
-            "save its state_dict alone with torch.save, or convert it to .safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, struct.error) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be read as a PyTorch file ({reason}): it may be truncated, download it again"
+            f"{path} cannot be read as a PyTorch file ({reason}): it may be truncated or of another kind"
         ) from error
     return {
         name: as_float32(value.float().numpy() if value.is_floating_point() else value.numpy())

@@ -1,5 +1,6 @@
 """A PyTorch checkpoint becomes a model folder with the same numbers, and its tokenizer comes along."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +10,29 @@ from safetensors.numpy import save_file
 from seeded_weights import seeded_pixels, seeded_state_dict
 
 import medvlsm_jax as mv
+from medvlsm_jax import models
 from medvlsm_jax.data.tokenizers import load_tokenizer
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.training.checkpoints import load_pretrained
 
-MODEL = "clipseg_tiny"
+MODEL = "seeded"
+PARITY = Path(__file__).parents[1] / "data" / "parity" / "clipseg_tiny"
 IDS = np.array([[1, 50, 60, 3] + [0] * 12, [1, 70, 80, 90, 100, 110, 3] + [0] * 9], np.int32)
+
+
+@pytest.fixture(autouse=True)
+def preset(monkeypatch) -> None:
+    """A preset that fits the stand-in checkpoint, whose tokenizer is the built-in one."""
+    taps = tuple(json.loads((PARITY / "meta.json").read_text())["config"]["extract_layers"])
+    config = models.override(models.PRESETS["clipseg_tiny"][1], {"extract_layers": taps, "conditional_layer": 0})
+    monkeypatch.setitem(models.PRESETS, MODEL, ("clipseg", config))
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     """A folder with a stand-in checkpoint, without a tokenizer."""
     folder = tmp_path_factory.mktemp("source")
-    parity = Path(__file__).parents[1] / "data" / "parity" / MODEL
-    save_file(seeded_state_dict(parity), folder / "model.safetensors")
+    save_file(seeded_state_dict(PARITY), folder / "model.safetensors")
     return folder
 
 
@@ -35,10 +45,10 @@ def with_tokenizer(source, tmp_path) -> Path:
     return folder
 
 
-def test_a_converted_folder_gives_the_logits_of_from_torch(source, parity, tmp_path):
+def test_a_converted_folder_gives_the_logits_of_from_torch(source, tmp_path):
     message = convert(MODEL, str(source / "model.safetensors"), str(tmp_path / "out"))
     pixels, mask = seeded_pixels(64).transpose(0, 2, 3, 1), (IDS > 0).astype(np.int32)
-    expected = mv.from_torch(MODEL, seeded_state_dict(parity / MODEL))(pixels, IDS, mask)
+    expected = mv.from_torch(MODEL, seeded_state_dict(PARITY))(pixels, IDS, mask)
     np.testing.assert_array_equal(mv.load(tmp_path / "out")(pixels, IDS, mask), expected)
     assert f"written to {tmp_path / 'out'}" in message
     assert "no tokenizer lay beside the weights" in message
