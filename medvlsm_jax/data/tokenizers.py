@@ -21,7 +21,7 @@ polyp polyps foot ulcer skin melanoma tumor tumors left ventricular cavity myoca
 one two three four five six seven eight nine ten tiny small medium large round oval circle rectangle square
 triangle irregular regular shaped red pink white yellow brown black green blue purple orange grey located in
 of the image top bottom left right center no breast ultrasound chest xray at and which is a an with view
-two-chamber four-chamber chamber heart end cycle diastole systole female male year old good medium poor quality
+chamber heart end cycle diastole systole female male year old good medium poor quality
 twenty thirty forty fifty sixty seventy eighty ninety atrial shape frontal lateral findings airspace atelectasis
 cardiomegaly consolidation edema enlarged cardiomediastinum lesion lung devices support effusion pleural
 pneumothorax often tissue growth small lump colon abnormal spot wound skin surface projecting

@@ -109,7 +109,9 @@ def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: A
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
-        raise UserError(f"checkpoint folder {folder} does not exist")
+        raise UserError(
+            f"checkpoint folder {folder} does not exist; tools/convert_weights.py makes one of a PyTorch file or hub id"
+        )
     network, config = read_description(folder)
     config = override(config, overrides)
     graphdef, params, stats = split_model(nnx.eval_shape(lambda: NETWORKS[network](config, rngs=nnx.Rngs(0))))
@@ -188,7 +190,13 @@ class Checkpoints:
     def load(self, step: int, abstract: Arrays, abstract_opt_state: Any) -> tuple[Arrays, Any, dict[str, Any]]:
         """Arrays, optimizer state and progress of a step."""
         wanted = {ARRAYS: abstract, OPTIMIZER: abstract_opt_state}
-        loaded = self.checkpointer.load_checkpointables(step, wanted)
+        try:
+            loaded = self.checkpointer.load_checkpointables(step, wanted)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"checkpoint {step} in {self.folder} does not fit this config (was freezing or the model changed?): "
+                "continue with the config.json beside it, or choose another --workdir"
+            ) from error
         progress = self.checkpointer.checkpointables_metadata(step).custom_metadata
         return loaded[ARRAYS], loaded[OPTIMIZER], dict(progress or {})
 

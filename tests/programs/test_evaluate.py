@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medvlsm_jax.data.images import open_image
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluate import default_config, evaluate
 
@@ -107,13 +108,11 @@ def test_masks_and_overlays_have_the_sizes_of_their_images(run, options, rectang
     kinds = {"mask": "L", "probability": "L", "overlay": "RGB"}
     assert {path.name for path in folder.iterdir()} == {f"case.{i}_{kind}.png" for i in range(4) for kind in kinds}
     for i in range(4):
-        size = Image.open(rectangles / "rectangles" / "images" / f"case.{i}.png").size
-        for kind, mode in kinds.items():
-            with Image.open(folder / f"case.{i}_{kind}.png") as picture:
-                assert (picture.size, picture.mode) == (size, mode)
-        mask, probability = (
-            np.asarray(Image.open(folder / f"case.{i}_{kind}.png")) for kind in ("mask", "probability")
-        )
+        size = open_image(rectangles / "rectangles" / "images" / f"case.{i}.png").size
+        pictures = {kind: open_image(folder / f"case.{i}_{kind}.png") for kind in kinds}
+        assert {kind: picture.mode for kind, picture in pictures.items()} == kinds
+        assert {picture.size for picture in pictures.values()} == {size}
+        mask, probability = (np.asarray(pictures[kind]) for kind in ("mask", "probability"))
         assert set(np.unique(mask)) <= {0, 255}
         assert (probability[mask > 0] >= 127).all()
         assert (probability[mask == 0] <= 128).all()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medvlsm_jax.data.images import open_image
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.predict import find_images, predict
 
@@ -43,7 +44,7 @@ def test_a_16_bit_image_gives_what_its_8_bit_version_gives(run, tmp_path):
     shallow = np.rint(deep * (255 / deep.max())).astype(np.uint8)
     Image.fromarray(shallow).save(tmp_path / "shallow.png")
     predict(run, [tmp_path / "deep.png", tmp_path / "shallow.png"], "one polyp", tmp_path / "out", batch_size=2)
-    deep, shallow = (np.asarray(Image.open(tmp_path / "out" / f"{n}_probability.png")) for n in ("deep", "shallow"))
+    deep, shallow = (np.asarray(open_image(tmp_path / "out" / f"{n}_probability.png")) for n in ("deep", "shallow"))
     np.testing.assert_array_equal(deep, shallow)
 
 
@@ -51,7 +52,7 @@ def test_the_threshold_divides_the_probabilities(run, tmp_path):
     path = save(tmp_path / "image.png", "RGB")
     for threshold, is_all in ((0.0, True), (1.0, False)):
         (written,) = predict(run, [path], "one polyp", tmp_path / "out", threshold=threshold, batch_size=2)
-        mask = np.asarray(Image.open(written)) > 0
+        mask = np.asarray(open_image(written)) > 0
         assert mask.all() == is_all
         assert mask.any() == is_all
 
@@ -60,7 +61,7 @@ def test_an_image_gets_the_same_mask_alone_as_among_others(run, tmp_path):
     paths = [save(tmp_path / f"{i}.png", "RGB", (40 + i, 50)) for i in range(3)]
     predict(run, paths, "one polyp", tmp_path / "together", batch_size=2)
     predict(run, paths[2:], "one polyp", tmp_path / "alone", batch_size=2)
-    together, alone = (np.asarray(Image.open(tmp_path / f / "2_probability.png"), int) for f in ("together", "alone"))
+    together, alone = (np.asarray(open_image(tmp_path / f / "2_probability.png"), int) for f in ("together", "alone"))
     assert np.abs(together - alone).max() <= 1
 
 
