@@ -62,7 +62,8 @@ def apply_overrides(config: ml_collections.ConfigDict, arg: str | None) -> ml_co
         target: Any = config
         for group in groups:
             target = target.get(group, {}) if isinstance(target, ml_collections.ConfigDict) else {}
-        if not separator or field not in target:
+        is_field = field in target and target.get_type(field) is not ml_collections.ConfigDict
+        if not separator or not is_field:
             raise UserError(
                 f"config string: {item!r} is not FIELD=VALUE with a field of the config: {', '.join(config)}"
             )

@@ -14,15 +14,15 @@ class UserError(Exception):
 
 
 def run_program(main: Callable[[list[str]], None]) -> None:
-    """Runs an absl `main`; a UserError becomes one line on stderr and exit status 2."""
+    """Runs an absl `main`; a UserError, of reading the flags too, becomes one line on stderr and exit status 2."""
 
-    def guarded(argv: list[str]) -> None:
+    def quiet(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # absl's INFO is the libraries' talk; --verbosity=0 brings it back
-        try:
-            main(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+        main(argv)
 
-    app.run(guarded)
+    try:
+        app.run(quiet)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from medvlsm_jax.data.annotations import Record, check_files, load_records
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.pipeline import Loader
-from medvlsm_jax.data.prompts import TEXT, check_prompt
+from medvlsm_jax.data.prompts import check_prompt
 from medvlsm_jax.data.tokenizers import load_tokenizer
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
@@ -79,6 +79,7 @@ def evaluate(
     # --- Devices, input and model ------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
+    prompts = list(dict.fromkeys(prompts))
     sets = {dataset: load_records(config.data_dir, dataset, split) for dataset in datasets}
     for records in sets.values():
         check_files(records)
@@ -128,8 +129,8 @@ def write_case(folder: Path, record: Record, probability: np.ndarray, threshold:
 
 
 def file_name(prompt: str) -> str:
-    """A prompt type as a folder name."""
-    return re.sub(r"[^a-zA-Z0-9]+", "-", prompt.removeprefix(TEXT)).strip("-").lower()[:60] or "empty"
+    """A prompt type as a folder name, or `text-` and a sentence."""
+    return re.sub(r"[^a-zA-Z0-9]+", "-", prompt).strip("-")[:80]
 
 
 def main(_: list[str]) -> None:

@@ -107,9 +107,10 @@ def find_images(path: Path) -> list[Path]:
 
 
 def output_names(images: Sequence[Path]) -> dict[Path, str]:
-    """What the outputs of each image are called: its stem, or its whole name where two images share a stem."""
+    """What the outputs of each image are called: its stem, or its whole name if any two share a stem."""
     stems = collections.Counter(path.stem for path in images)
-    return {path: path.stem if stems[path.stem] == 1 else path.name for path in images}
+    shared = any(count > 1 for count in stems.values())
+    return {path: path.name if shared else path.stem for path in images}
 
 
 def chunks(paths: Iterable[Path], size: int) -> Iterator[list[Path]]:

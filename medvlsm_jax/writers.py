@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from medvlsm_jax import atomic
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Takes scalars and pictures of a step."""
 

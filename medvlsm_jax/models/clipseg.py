@@ -142,6 +142,9 @@ class CLIPSeg(nnx.Module):
             raise ValueError(
                 f"extract_layers {config.extract_layers} reach beyond the {config.vision.depth} vision blocks"
             )
+        if not 0 <= config.conditional_layer < len(config.extract_layers):
+            layers = len(config.extract_layers)
+            raise ValueError(f"conditional_layer {config.conditional_layer} is none of the {layers} decoder layers")
         self.config = config
         dtype = jnp.dtype(config.dtype)
         self.text = CLIPText(config.text, config.projection_dim, dtype=dtype, rngs=rngs)

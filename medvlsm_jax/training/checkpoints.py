@@ -117,6 +117,7 @@ def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: A
     graphdef, params, stats = split_model(nnx.eval_shape(lambda: NETWORKS[network](config, rngs=nnx.Rngs(0))))
     abstract = abstract_arrays({**params, **stats}, mesh or make_mesh())
     if (folder / ARRAYS).is_dir():
+        check_fit(folder / ARRAYS, ocp.metadata(folder / ARRAYS).metadata, abstract)
         arrays = ocp.load(folder / ARRAYS, abstract)
     else:
         with Checkpoints(folder) as checkpoints:
@@ -137,6 +138,20 @@ def abstract_arrays(tree: Any, mesh: Mesh) -> Any:
         tree,
         tree_shardings(tree, mesh),
     )
+
+
+def check_fit(path: Path, stored: Any, wanted: Any) -> None:
+    """Raises UserError when the arrays on disk are not those asked for, before orbax tries to read them."""
+
+    def shapes(tree: Any) -> list[tuple[int, ...]]:
+        return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+    is_renamed = isinstance(wanted, dict) and set(stored) != set(wanted)
+    if is_renamed or shapes(stored) != shapes(wanted):
+        raise UserError(
+            f"checkpoint {path} does not fit its {MODEL_FILE} or this config (was freezing or the model changed?): "
+            "continue with the config.json beside it, or choose another folder"
+        )
 
 
 class Checkpoints:
@@ -185,20 +200,18 @@ class Checkpoints:
 
     def load_arrays(self, step: int, abstract: Arrays) -> Arrays:
         """The arrays of a step, with the shardings of `abstract`."""
-        return self.checkpointer.load_checkpointables(step, {ARRAYS: abstract})[ARRAYS]
+        return self._load(step, {ARRAYS: abstract})[0][ARRAYS]
 
     def load(self, step: int, abstract: Arrays, abstract_opt_state: Any) -> tuple[Arrays, Any, dict[str, Any]]:
         """Arrays, optimizer state and progress of a step."""
-        wanted = {ARRAYS: abstract, OPTIMIZER: abstract_opt_state}
-        try:
-            loaded = self.checkpointer.load_checkpointables(step, wanted)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"checkpoint {step} in {self.folder} does not fit this config (was freezing or the model changed?): "
-                "continue with the config.json beside it, or choose another --workdir"
-            ) from error
-        progress = self.checkpointer.checkpointables_metadata(step).custom_metadata
-        return loaded[ARRAYS], loaded[OPTIMIZER], dict(progress or {})
+        loaded, progress = self._load(step, {ARRAYS: abstract, OPTIMIZER: abstract_opt_state})
+        return loaded[ARRAYS], loaded[OPTIMIZER], progress
+
+    def _load(self, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        stored = self.checkpointer.checkpointables_metadata(step)
+        for name, abstract in wanted.items():
+            check_fit(self.folder / str(step), stored.metadata[name], abstract)
+        return self.checkpointer.load_checkpointables(step, wanted), dict(stored.custom_metadata or {})
 
     def wait(self) -> None:
         """Returns when what was started is on disk."""

@@ -59,15 +59,21 @@ class ReduceOnPlateau:
     """Lowers the learning rate when a value stops falling: torch.optim.lr_scheduler.ReduceLROnPlateau's rule.
 
     A value is better if it lies below the best by a relative `threshold`; more than `patience` evaluations without a
-    better one multiply the learning rate by `factor`.
+    better one multiply the learning rate by `factor`, unless that changes it by no more than torch's eps of 1e-8.
     """
 
-    learning_rate: float
+    initial: float  # the config's learning rate; `scale` is what the rule has made of it
     factor: float = 0.1
     patience: int = 5
     threshold: float = 1e-4
+    scale: float = 1.0
     best: float = math.inf
     bad: int = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """The current one."""
+        return self.initial * self.scale
 
     def update(self, value: float) -> None:
         """Takes one evaluation's value."""
@@ -76,7 +82,8 @@ class ReduceOnPlateau:
         else:
             self.bad += 1
         if self.bad > self.patience:
-            self.learning_rate *= self.factor
+            if self.learning_rate * (1 - self.factor) > 1e-8:
+                self.scale *= self.factor
             self.bad = 0
 
 

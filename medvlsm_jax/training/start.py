@@ -98,7 +98,7 @@ class RunProgress:
             return {name: getattr(rule, name) for name in names if math.isfinite(getattr(rule, name))}
 
         return {
-            "plateau": finite(self.plateau, "learning_rate", "best", "bad"),
+            "plateau": finite(self.plateau, "scale", "best", "bad"),
             "early_stopping": finite(self.early_stopping, "best", "bad"),
             "best_score": self.best_score,
         }

@@ -164,10 +164,12 @@ def test_bfloat16_computes_near_float32_and_keeps_its_parameters(tiny, tiny_gold
 @pytest.mark.parametrize("complex_upsampling", [True, False])
 def test_logits_have_the_images_size_when_it_is_not_square(patch, complex_upsampling):
     sizes = {"patch_size": patch, "grid": 2, "depth": 1}
+    decoder = {"extract_layers": (0,), "conditional_layer": 0, "complex_upsampling": complex_upsampling}
     pixels, embedding = jnp.zeros((2, 32, 80, 3)), jnp.zeros((2, 64))
-    options = {"vision": sizes, "extract_layers": (0,), "complex_upsampling": complex_upsampling}
     logits = jax.eval_shape(
-        lambda: create_model("clipseg_tiny", rngs=nnx.Rngs(0), **options)(pixels, text_embedding=embedding)
+        lambda: create_model("clipseg_tiny", rngs=nnx.Rngs(0), vision=sizes, **decoder)(
+            pixels, text_embedding=embedding
+        )
     )
     assert logits.shape == (2, 32, 80, 1)
 

@@ -14,6 +14,7 @@ SMALL = {
     "text": {"vocab_size": 16, "width": 8, "depth": 1, "heads": 2, "mlp_width": 8},
     "vision": {"grid": 2, "width": 8, "depth": 1, "heads": 2, "mlp_width": 8},
     "extract_layers": (0,),
+    "conditional_layer": 0,
     "reduce_dim": 8,
     "decoder_mlp_width": 8,
 }

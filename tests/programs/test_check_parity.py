@@ -15,15 +15,15 @@ check_parity = pytest.importorskip("check_parity")
 
 @pytest.fixture(scope="module")
 def model():
-    vision = {"patch_size": 16, "grid": 2, "width": 64, "depth": 2, "heads": 1, "mlp_width": 64}
+    vision = {"patch_size": 16, "grid": 2, "width": 64, "depth": 1, "heads": 1, "mlp_width": 64}
     text = {"width": 64, "depth": 1, "heads": 1, "mlp_width": 64, "context_length": 16}
-    sizes = {"extract_layers": (0, 1), "conditional_layer": 0, "image_size": 48, "reduce_dim": 16}
+    sizes = {"extract_layers": (0,), "conditional_layer": 0, "image_size": 48, "reduce_dim": 16}
     return create_model("clipseg_tiny", rngs=nnx.Rngs(0), vision=vision, text=text, **sizes)
 
 
 def test_random_weights_agree_layer_by_layer(model, exact_matmul):
     differences = check_parity.compare(model, seed=1)
-    assert {"text.0", "vision.0", "vision.1", "decoder.0", "decoder.1", "text_embedding", "logits"} == set(differences)
+    assert set(differences) == {"text.0", "vision.0", "decoder.0", "text_embedding", "logits"}
     assert max(differences.values()) < 5e-5
 
 

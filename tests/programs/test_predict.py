@@ -83,7 +83,7 @@ def test_images_that_share_a_stem_keep_their_endings(run, tmp_path):
     for name in ("a.png", "a.jpg", "b.png"):
         save(folder / name, "RGB")
     written = predict(run, find_images(folder), "one polyp", tmp_path / "out", batch_size=2)
-    assert {path.name for path in written} == {"a.png_mask.png", "a.jpg_mask.png", "b_mask.png"}
+    assert {path.name for path in written} == {"a.png_mask.png", "a.jpg_mask.png", "b.png_mask.png"}
     assert all(path.is_file() for path in written)
 
 

@@ -248,6 +248,14 @@ def test_the_workdirs_own_checkpoint_comes_before_init(config, pretrained, run_c
     jax.tree.map(np.testing.assert_array_equal, read_newest(run_copy)[:2], newest[:2])
 
 
+def test_a_run_cannot_go_on_with_other_parameters_frozen(config, run_copy):
+    before = (run_copy / "config.json").read_text()
+    config.num_epochs, config.freeze_encoder = 3, True
+    with pytest.raises(UserError, match=rf"{run_copy / 'checkpoints' / str(STEPS)} does not fit .* or this config"):
+        train(config, run_copy)
+    assert (run_copy / "config.json").read_text() == before
+
+
 def test_a_run_on_an_fsdp_mesh_continues_one_without(config, run_copy, monkeypatch, tmp_path):
     from medvlsm_jax.training import sharding
 

@@ -10,6 +10,7 @@ from medvlsm_jax.training.optimizer import adamw
 from medvlsm_jax.training.sharding import (
     batch_sharding,
     check_batch_size,
+    local_rows,
     make_mesh,
     parameter_sharding,
     put_batch,
@@ -65,6 +66,12 @@ def test_every_device_holds_its_own_rows_of_a_batch(fsdp):
     ]
 
 
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_rows_come_back_to_the_host_in_their_order(fsdp):
+    rows = np.arange(32).reshape(16, 2)
+    np.testing.assert_array_equal(local_rows(put_batch({"x": rows}, make_mesh(-1, fsdp))["x"]), rows)
+
+
 def test_with_fsdp_8_a_device_holds_an_eighth_of_parameters_and_optimizer_state(network):
     mesh = make_mesh(-1, 8)
     params = jax.device_put(network.params, tree_shardings(network.params, mesh))
@@ -79,5 +86,16 @@ def test_with_fsdp_8_a_device_holds_an_eighth_of_parameters_and_optimizer_state(
 
 @pytest.mark.parametrize("batch_size", [0, -8, 7, 12])
 def test_a_batch_that_devices_cannot_share_is_refused_with_its_flag(batch_size):
-    with pytest.raises(UserError, match=f"config.batch_size={batch_size} is not a multiple of the 8 devices"):
+    with pytest.raises(UserError, match=rf"config\.batch_size={batch_size} is not a multiple of the 8 devices"):
         check_batch_size(batch_size, make_mesh())
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 2), (48, 4), (32, 0), (32, -1)])
+def test_a_batch_that_cannot_be_cut_into_parts_is_refused_with_both_flags(batch_size, accumulation):
+    message = rf"config\.batch_size={batch_size} .* 8 devices x config\.accumulation={accumulation}"
+    with pytest.raises(UserError, match=message):
+        check_batch_size(batch_size, make_mesh(), accumulation)
+
+
+def test_a_batch_that_devices_and_parts_divide_is_accepted():
+    assert check_batch_size(64, make_mesh(), 4) is None
