@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from medvlsm_jax.data.annotations import Record, check_files, load_records
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.pipeline import Loader
-from medvlsm_jax.data.prompts import check_prompt
+from medvlsm_jax.data.prompts import TEXT, check_prompt
 from medvlsm_jax.data.tokenizers import load_tokenizer
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
@@ -128,6 +128,12 @@ def write_case(folder: Path, record: Record, probability: np.ndarray, threshold:
     write_prediction(folder, record.mask.stem, image, probability, threshold, truth)
 
 
+def split_prompts(text: str) -> list[str]:
+    """Prompt types between commas; what follows `text:` is one sentence, its commas included."""
+    types, marker, sentence = text.partition(TEXT)
+    return [item for item in types.split(",") if item] + ([TEXT + sentence] if marker else [])
+
+
 def file_name(prompt: str) -> str:
     """A prompt type as a folder name, or `text-` and a sentence."""
     return re.sub(r"[^a-zA-Z0-9]+", "-", prompt).strip("-")[:80]
@@ -140,7 +146,7 @@ def main(_: list[str]) -> None:
         args.config,
         args.checkpoint,
         args.dataset,
-        args.prompt,
+        split_prompts(args.prompt),
         args.output,
         split=args.split,
         save_masks=args.save_masks,
@@ -153,7 +159,7 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_dict("config", default_config())
     flags.DEFINE_string("checkpoint", None, "A converted model folder, or the workdir of a training run.")
     flags.DEFINE_list("dataset", None, "Datasets in config.data_dir, separated by commas.")
-    flags.DEFINE_list("prompt", None, "Prompt types (p0 … p9, random), or 'text:A SENTENCE'; separated by commas.")
+    flags.DEFINE_string("prompt", None, "Prompt types (p0 … p9, random) between commas; 'text:A SENTENCE' comes last.")
     flags.DEFINE_enum("split", "test", ("train", "val", "test"), "Which split is scored.")
     flags.DEFINE_string("output", None, "Receives metrics.json, cases.csv and, if asked for, masks/.")
     flags.DEFINE_bool("save_masks", False, "Write masks, probabilities and overlays at the images' own sizes.")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from medvlsm_jax.data.images import open_image
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.evaluate import default_config, evaluate
+from medvlsm_jax.evaluate import default_config, evaluate, split_prompts
 
 SENTENCE = "text:one small polyp, located in left of the image"
 
@@ -148,3 +148,16 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(run, options, tmp_pat
     with pytest.raises(UserError, match=message):
         evaluate(options, checkpoint, datasets, prompts, tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "prompts"),
+    [
+        ("p6", ["p6"]),
+        ("p6,p0", ["p6", "p0"]),
+        ("text:one polyp, located in left", ["text:one polyp, located in left"]),
+        ("p6,text:one polyp, located in left", ["p6", "text:one polyp, located in left"]),
+    ],
+)
+def test_commas_part_prompt_types_and_stay_in_a_sentence(flag, prompts):
+    assert split_prompts(flag) == prompts
