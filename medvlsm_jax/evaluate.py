@@ -59,7 +59,7 @@ def evaluate(
     split: str = "test",
     save_masks: bool = False,
 ) -> Summary:
-    r"""Scores every dataset with every prompt type, compiling once.
+    r"""Scores every dataset with every prompt type; batches of one shape compile once.
 
     Args:
         config: the fields of `default_config`.

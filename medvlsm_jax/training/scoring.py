@@ -34,7 +34,7 @@ def score_records(
         arrays: of the model.
         loader: reads the records.
         mesh: the devices.
-        batch_size: a multiple of their number.
+        batch_size: a multiple of their number; fewer images at once when the set is smaller.
         on_batch: is called after every batch with a function that brings this process's valid rows of a value
             (`probability`, `index`, …) or of an input (`image`, `mask`) to the host; what is not asked for stays.
         num_workers: worker processes of the input pipeline; 0 reads in threads.
@@ -42,6 +42,7 @@ def score_records(
     """
     scalars: dict[str, list[np.ndarray]] = {}
     process = (jax.process_index(), jax.process_count())
+    batch_size = min(batch_size, -(-len(loader.records) // mesh.size) * mesh.size)  # a small set is not padded to many
     batches = eval_batches(loader, batch_size, process=process, num_workers=num_workers, num_threads=num_threads)
     with contextlib.closing(batches):
         for batch in batches:
