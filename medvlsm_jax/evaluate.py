@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from absl import flags
@@ -23,7 +24,7 @@ from medvlsm_jax.data.prompts import TEXT, check_prompt
 from medvlsm_jax.data.tokenizers import load_tokenizer
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
-from medvlsm_jax.evaluation.report import summary_table, write_report
+from medvlsm_jax.evaluation.report import summarise, summary_table, write_report
 from medvlsm_jax.training import sharding
 from medvlsm_jax.training.checkpoints import load_pretrained
 from medvlsm_jax.training.scoring import Fetch, score_records
@@ -119,7 +120,7 @@ def evaluate(
             ]
 
     # --- Report ------------------------------------------------------------------------------------------------------
-    return write_report(Path(output), cases)
+    return write_report(Path(output), cases) if jax.process_index() == 0 else summarise(cases)
 
 
 def write_case(folder: Path, record: Record, probability: np.ndarray, threshold: float) -> None:

@@ -17,6 +17,7 @@ import jax
 import pytest
 
 TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))  # small_network
 sys.path.insert(0, str(TESTS / "data" / "parity"))  # seeded_weights
 sys.path.insert(0, str(TESTS.parent / "tools"))
 sys.path.insert(0, str(TESTS.parent))  # configs

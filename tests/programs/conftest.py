@@ -12,27 +12,12 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
+from small_network import SMALL
 
 from medvlsm_jax import models
 from medvlsm_jax.config import base_config
-from medvlsm_jax.models import clipseg
 from medvlsm_jax.train import train
 from medvlsm_jax.training import checkpoints, sharding
-
-SMALL = models.override(
-    clipseg.PRESETS["clipseg_tiny"],
-    {
-        "text": {"context_length": 32, "width": 16, "depth": 1, "heads": 2, "mlp_width": 32},
-        "vision": {"patch_size": 8, "grid": 4, "width": 32, "depth": 2, "heads": 2, "mlp_width": 64},
-        "projection_dim": 16,
-        "extract_layers": (0,),
-        "conditional_layer": 0,
-        "reduce_dim": 16,
-        "decoder_heads": 2,
-        "decoder_mlp_width": 32,
-        "image_size": 32,
-    },
-)
 
 
 def mesh_of(devices: int) -> Callable[..., Mesh]:

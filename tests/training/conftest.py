@@ -9,27 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import Mesh
+from small_network import SMALL
 
-from medvlsm_jax import models
-from medvlsm_jax.models import clipseg
 from medvlsm_jax.models.clipseg import CLIPSeg
 from medvlsm_jax.models.parameters import Arrays, split_model
 from medvlsm_jax.training.sharding import AXES
-
-CONFIG = models.override(
-    clipseg.PRESETS["clipseg_tiny"],
-    {
-        "text": {"context_length": 32, "width": 16, "depth": 1, "heads": 2, "mlp_width": 32},
-        "vision": {"patch_size": 8, "grid": 4, "width": 32, "depth": 2, "heads": 2, "mlp_width": 64},
-        "projection_dim": 16,
-        "extract_layers": (0,),
-        "conditional_layer": 0,
-        "reduce_dim": 16,
-        "decoder_heads": 2,
-        "decoder_mlp_width": 32,
-        "image_size": 32,
-    },
-)
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -43,10 +27,10 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
 @pytest.fixture(scope="session")
 def network() -> SimpleNamespace:
     """config, model (shapes alone), graphdef, params and stats (host arrays)."""
-    model = nnx.eval_shape(lambda: CLIPSeg(CONFIG, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: CLIPSeg(SMALL, rngs=nnx.Rngs(0)))
     graphdef, params, stats = split_model(model)
     params: Arrays = {name: draw(name, leaf.shape) for name, leaf in params.items()}
-    return SimpleNamespace(config=CONFIG, model=model, graphdef=graphdef, params=params, stats=stats)
+    return SimpleNamespace(config=SMALL, model=model, graphdef=graphdef, params=params, stats=stats)
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +52,7 @@ def batches() -> list[dict[str, np.ndarray]]:
         lengths = rng.integers(3, 30, 8)
         positions = np.arange(32)
         ids = np.where(positions < lengths[:, None], rng.integers(4, 1000, (8, 32)), 0)
-        ids[:, 0], ids[np.arange(8), lengths - 1] = 1, CONFIG.text.eos_token_id
+        ids[:, 0], ids[np.arange(8), lengths - 1] = 1, SMALL.text.eos_token_id
         result.append(
             {
                 "image": image.astype(np.uint8),
