@@ -17,16 +17,16 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from medvlsm_jax.config import base_config
 from medvlsm_jax.data.annotations import Record, check_files, load_records
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.pipeline import Loader
 from medvlsm_jax.data.prompts import TEXT, check_prompt
-from medvlsm_jax.data.tokenizers import load_tokenizer
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.evaluation.report import summarise, summary_table, write_report
 from medvlsm_jax.training import sharding
-from medvlsm_jax.training.checkpoints import load_pretrained
+from medvlsm_jax.training.checkpoints import load_model_tokenizer, load_pretrained
 from medvlsm_jax.training.scoring import Fetch, score_records
 from medvlsm_jax.training.start import model_overrides
 from medvlsm_jax.training.state import make_eval_step
@@ -35,19 +35,10 @@ Summary = dict[str, dict[str, dict[str, float]]]
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """The fields that an evaluation reads; they mean what they mean in training."""
-    return ml_collections.ConfigDict(
-        {
-            "data_dir": "data",
-            "tokenizer": "",
-            "image_size": 0,
-            "zero_prompt": False,
-            "batch_size": 32,
-            "dtype": "float32",
-            "mesh": {"data": -1, "fsdp": 1},
-            "data": {"num_workers": 0, "num_threads": 8},
-        }
-    )
+    """The fields that an evaluation reads; they mean what they mean in training, but it computes in float32."""
+    training = base_config()
+    names = ("data_dir", "tokenizer", "image_size", "zero_prompt", "batch_size", "mesh", "data")
+    return ml_collections.ConfigDict({name: training[name] for name in names} | {"dtype": "float32"})
 
 
 def evaluate(
@@ -87,8 +78,7 @@ def evaluate(
         for prompt in prompts:
             check_prompt(records, prompt)
     source = load_pretrained(checkpoint, mesh, **model_overrides(config))
-    tokenizer = load_tokenizer(config.tokenizer or source.tokenizer, source.config.text.context_length)
-    tokenizer.check(source.config.text.vocab_size, source.config.text.eos_token_id)
+    tokenizer = load_model_tokenizer(config.tokenizer or source.tokenizer, source.config)
     eval_step = make_eval_step(source.graphdef, source.config, mesh, probabilities=save_masks)
 
     # --- Scores ------------------------------------------------------------------------------------------------------

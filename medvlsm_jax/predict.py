@@ -18,12 +18,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from medvlsm_jax.data.images import open_image, resize_image, to_rgb
-from medvlsm_jax.data.tokenizers import load_tokenizer
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.models import Model
 from medvlsm_jax.models.layers import AnyArray, normalize_pixels
-from medvlsm_jax.training.checkpoints import load_pretrained
+from medvlsm_jax.training.checkpoints import load_model_tokenizer, load_pretrained
 
 
 def predict(
@@ -52,9 +51,7 @@ def predict(
     """
     source = load_pretrained(checkpoint)
     model, config = source.model(), source.config
-    tokens = load_tokenizer(tokenizer or source.tokenizer, config.text.context_length)
-    tokens.check(config.text.vocab_size, config.text.eos_token_id)
-    input_ids, attention_mask = tokens(prompt)
+    input_ids, attention_mask = load_model_tokenizer(tokenizer or source.tokenizer, config)(prompt)
     names = output_names(images)
     threshold = config.threshold if threshold is None else threshold
 

@@ -24,12 +24,12 @@ from medvlsm_jax import atomic
 from medvlsm_jax.data.annotations import Record, check_files, load_records
 from medvlsm_jax.data.pipeline import Loader, steps_per_epoch, train_batches
 from medvlsm_jax.data.prompts import check_prompt
-from medvlsm_jax.data.tokenizers import load_tokenizer
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import overlay
+from medvlsm_jax.models import abstract_model
 from medvlsm_jax.models.parameters import Arrays, count
 from medvlsm_jax.training import sharding
-from medvlsm_jax.training.checkpoints import CHECKPOINTS, Checkpoints, write_description
+from medvlsm_jax.training.checkpoints import CHECKPOINTS, Checkpoints, load_model_tokenizer, write_description
 from medvlsm_jax.training.losses import find_loss
 from medvlsm_jax.training.optimizer import adamw, schedule_factor
 from medvlsm_jax.training.scoring import EvalStep, Fetch, score_records
@@ -65,8 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         # --- Model and state -----------------------------------------------------------------------------------------
         checkpoints = stack.enter_context(Checkpoints(workdir, is_writer=True))
         source = find_source(config, workdir, checkpoints.latest())
-        tokenizer = load_tokenizer(source.tokenizer, source.config.text.context_length)
-        tokenizer.check(source.config.text.vocab_size, source.config.text.eos_token_id)
+        tokenizer = load_model_tokenizer(source.tokenizer, source.config)
         optimizer = adamw(weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
         state, progress = start_state(config, source, optimizer, mesh, checkpoints)
         first_step = int(state.step)
@@ -78,7 +77,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             print(describe(config, source, state, mesh, counts, (first_step, total_steps)))
 
         # --- Compiled steps ------------------------------------------------------------------------------------------
-        graphdef, loss = nnx.graphdef(source.abstract_model()), find_loss(config.loss)
+        graphdef, loss = nnx.graphdef(abstract_model(source.config)), find_loss(config.loss)
         train_step = make_train_step(
             graphdef, source.config, optimizer, loss, mesh, state, accumulation=config.accumulation
         )

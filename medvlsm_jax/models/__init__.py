@@ -32,6 +32,11 @@ def network_of(config: ModelConfig) -> str:
     return next(name for name, network in NETWORKS.items() if network.config_class is type(config))
 
 
+def abstract_model(config: ModelConfig) -> Model:
+    """The model that a config describes, with shapes in place of arrays; nothing is initialised."""
+    return nnx.eval_shape(lambda: NETWORKS[network_of(config)](config, rngs=nnx.Rngs(0)))
+
+
 def override(config: Any, overrides: dict[str, Any]) -> Any:
     """A copy of a config dataclass with some fields replaced; a dict for a nested config replaces fields inside it.
 

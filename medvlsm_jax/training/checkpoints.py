@@ -21,9 +21,9 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as orbax_v1
 
 from medvlsm_jax import atomic
-from medvlsm_jax.data.tokenizers import Tokenizer
+from medvlsm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models import NETWORKS, Model, ModelConfig, network_of, override
+from medvlsm_jax.models import NETWORKS, Model, ModelConfig, abstract_model, network_of, override
 from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
 from medvlsm_jax.training.sharding import make_mesh, tree_shardings
 
@@ -76,6 +76,19 @@ def read_description(folder: Path) -> tuple[str, ModelConfig]:
         raise UserError(f"{path} describes no model of this version ({error!r})") from error
 
 
+def tokenizer_of(folder: Path, config: ModelConfig) -> str:
+    """Where a model's tokenizer is: in its folder, else what its config names."""
+    packed = folder / TOKENIZER_FOLDER
+    return str(packed) if packed.is_dir() else config.tokenizer
+
+
+def load_model_tokenizer(name: str, config: ModelConfig) -> Tokenizer:
+    """The tokenizer called `name`, a folder or a hub id; raises UserError when it is not the one of the model."""
+    tokenizer = load_tokenizer(name, config.text.context_length)
+    tokenizer.check(config.text.vocab_size, config.text.eos_token_id)
+    return tokenizer
+
+
 def save_model(folder: str | Path, model: Model, tokenizer: Tokenizer | None = None) -> None:
     """Writes a model folder, whole or not at all; an older model folder of that name is replaced.
 
@@ -83,7 +96,9 @@ def save_model(folder: str | Path, model: Model, tokenizer: Tokenizer | None = N
         UserError: the folder exists and is something else.
     """
     target = Path(folder).absolute()
-    if target.exists() and not (target / MODEL_FILE).is_file() and any(target.iterdir()):
+    # A workdir has a model.json too, but its arrays elsewhere: it must not be replaced.
+    is_model_folder = (target / MODEL_FILE).is_file() and (target / ARRAYS).is_dir()
+    if target.exists() and not is_model_folder and any(target.iterdir()):
         raise UserError(f"{target} exists and is no model folder: choose another --output")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     _, params, stats = split_model(model)
@@ -112,9 +127,9 @@ def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: A
         raise UserError(
             f"checkpoint folder {folder} does not exist; tools/convert_weights.py makes one of a PyTorch file or hub id"
         )
-    network, config = read_description(folder)
+    _, config = read_description(folder)
     config = override(config, overrides)
-    graphdef, params, stats = split_model(nnx.eval_shape(lambda: NETWORKS[network](config, rngs=nnx.Rngs(0))))
+    graphdef, params, stats = split_model(abstract_model(config))
     abstract = abstract_arrays({**params, **stats}, mesh or make_mesh())
     if (folder / ARRAYS).is_dir():
         check_fit(folder / ARRAYS, ocp.metadata(folder / ARRAYS).metadata, abstract)
@@ -122,8 +137,7 @@ def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: A
     else:
         with Checkpoints(folder) as checkpoints:
             arrays = checkpoints.load_arrays(checkpoints.best(), abstract)
-    packed = folder / TOKENIZER_FOLDER
-    return Pretrained(config, graphdef, arrays, str(packed) if packed.is_dir() else config.tokenizer)
+    return Pretrained(config, graphdef, arrays, tokenizer_of(folder, config))
 
 
 def load(path: str | Path, **overrides: Any) -> Model:

@@ -12,14 +12,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models import NETWORKS, Model, ModelConfig, network_of, override, preset
+from medvlsm_jax.models import NETWORKS, ModelConfig, abstract_model, network_of, override, preset
 from medvlsm_jax.models.parameters import Arrays, split_model
 from medvlsm_jax.training.checkpoints import (
-    TOKENIZER_FOLDER,
     Checkpoints,
     abstract_arrays,
     load_pretrained,
     read_description,
+    tokenizer_of,
 )
 from medvlsm_jax.training.optimizer import EarlyStopping, ReduceOnPlateau, split_trained
 from medvlsm_jax.training.sharding import tree_shardings
@@ -35,10 +35,6 @@ class Source:
     config: ModelConfig
     tokenizer: str  # a folder or a hub id
 
-    def abstract_model(self) -> Model:
-        """The model with shapes in place of arrays."""
-        return nnx.eval_shape(lambda: NETWORKS[network_of(self.config)](self.config, rngs=nnx.Rngs(0)))
-
 
 def find_source(config: ml_collections.ConfigDict, workdir: Path, latest: int | None) -> Source:
     """Follows the start-up precedence; raises UserError when a checkpoint is of another network than `config.model`."""
@@ -48,14 +44,13 @@ def find_source(config: ml_collections.ConfigDict, workdir: Path, latest: int | 
         kind, folder = "checkpoint", workdir
     elif config.init:
         kind, folder = "init", Path(config.init)
-    tokenizer = config.tokenizer
+    tokenizer = model_config.tokenizer
     if folder is not None:
         found, model_config = read_description(folder)
         if found != network:
             raise UserError(f"{folder} holds a {found}, but config.model is {config.model!r}: choose a {found} preset")
-        packed = folder / TOKENIZER_FOLDER
-        tokenizer = tokenizer or (str(packed) if packed.is_dir() else "")
-    return Source(kind, folder, override(model_config, model_overrides(config)), tokenizer or model_config.tokenizer)
+        tokenizer = tokenizer_of(folder, model_config)
+    return Source(kind, folder, override(model_config, model_overrides(config)), config.tokenizer or tokenizer)
 
 
 def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -123,7 +118,7 @@ def start_state(
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, RunProgress]:
     """The state that training goes on from, every array made or restored in its sharding, and the counters."""
-    model = source.abstract_model()
+    model = abstract_model(source.config)
     _, params, stats = split_model(model)
     frozen_encoder = config.freeze_encoder if config.freeze_encoder is not None else bool(config.init)
     freezing = {"freeze_encoder": frozen_encoder, "freeze_decoder": config.freeze_decoder}

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models import NETWORKS, Model, network_of, override, preset
+from medvlsm_jax.models import Model, abstract_model, network_of, override, preset
 from medvlsm_jax.models.parameters import dotted
 from medvlsm_jax.weights.tables import TABLES, Leaf, Table
 
@@ -63,7 +63,7 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **overrides: Any
     arrays = clean_names(state_dict, table)
     config = override(override(config, table.sizes(arrays, config)), overrides)
     try:
-        model = nnx.eval_shape(lambda: NETWORKS[network](config, rngs=nnx.Rngs(0)))
+        model = abstract_model(config)
     except ValueError as error:
         raise UserError(f"this is no {network} checkpoint that fits its options: {error}") from error
     graphdef, state = nnx.split(model)

@@ -108,7 +108,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path} cannot be read as a PyTorch file ({reason}): it may be truncated or of another kind"
         ) from error
     return {
-        name: as_float32(value.float().numpy() if value.is_floating_point() else value.numpy())
+        name: value.float().numpy() if value.is_floating_point() else value.numpy()
         for name, value in find_state_dict(content).items()
         if isinstance(value, torch.Tensor)
     }

@@ -106,6 +106,14 @@ def test_a_folder_that_is_something_else_is_refused_and_left_alone(model, tmp_pa
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
 
 
+def test_a_workdir_is_never_replaced_by_a_model_folder(model, tmp_path):
+    write_description(tmp_path, model.config, None)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="is no model folder"):
+        save_model(tmp_path, model)
+    assert (tmp_path / "checkpoints").is_dir()
+
+
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["disk full", "Ctrl-C"])
 def test_an_interrupted_save_leaves_what_was_there(model, folder, tmp_path, monkeypatch, error):
     def fail(*_: object) -> None:
