@@ -27,7 +27,7 @@ quickstart: $(VENV)/runtime.stamp  ## train, evaluate and predict on the sample 
 	$(BIN)/python tools/quickstart.py $(QUICKSTART_FLAGS)
 
 test: $(VENV)/dev.stamp  ## run the tests on up to four cores (PYTEST_FLAGS=...)
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 lint: $(VENV)/dev.stamp  ## check style, format and types
 	$(BIN)/ruff check .

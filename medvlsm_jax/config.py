@@ -21,6 +21,8 @@ def base_config() -> ml_collections.ConfigDict:
     config.tokenizer = ""  # a hub id or a folder; empty takes the checkpoint's or the preset's
     config.image_size = 0  # side of the square input; 0 takes the model's
     config.zero_prompt = False  # replace the text embedding by zeros
+    config.model_options = ""  # further fields of the model's config as json: {"extract_layers": [3, 6, 9]}
+    config.target = ""  # train on the records of this class alone (`myocardium`); empty takes all
     config.freeze_encoder = config_dict.placeholder(bool)  # None: frozen when `init` brings pretrained towers
     config.freeze_decoder = False
 
@@ -30,7 +32,7 @@ def base_config() -> ml_collections.ConfigDict:
     config.accumulation = 1  # parts of a batch that are worked through one after another
     config.num_epochs = 100
     config.max_steps = 0  # stop there as if interrupted; 0: no bound
-    config.loss = "dice"  # or "dice_bce"
+    config.loss = "dice"  # or "dice_bce", or "dice_nonempty", which leaves out images with an empty mask
     config.learning_rate = 1e-3
     config.schedule = "constant"  # or "cosine", down to 0 over all steps
     config.warmup_steps = 0
@@ -47,6 +49,34 @@ def base_config() -> ml_collections.ConfigDict:
     config.checkpoint_every_steps = 0  # besides the end of each epoch
     config.tensorboard = True
     config.num_overlays = 4  # validation cases drawn after each epoch
+    return config
+
+
+def published_config(model: str, *, batch_size: int, learning_rate: float) -> ml_collections.ConfigDict:
+    """The paper's recipe (MIDL 2024, naamiinepal/medvlsm) for a network; what its networks share stands here."""
+    config = base_config()
+    config.model = model
+    config.dataset = "kvasir_polyp"
+    config.prompt = "p6"
+    config.loss = "dice"
+    config.batch_size = batch_size
+    config.num_epochs = 1000
+    config.learning_rate = learning_rate
+    config.weight_decay = 1e-3
+    config.max_grad_norm = 0.5
+    config.seed = 42
+    return config
+
+
+def published_cnn_config(model: str) -> ml_collections.ConfigDict:
+    """The paper's recipe for its image-only networks: Adam, everything trained, empty masks left out.
+
+    The batch size is ours: the paper does not give theirs.
+    """
+    config = published_config(model, batch_size=32, learning_rate=1e-3)
+    config.loss = "dice_nonempty"
+    config.weight_decay = 0.0
+    config.freeze_encoder = False
     return config
 
 

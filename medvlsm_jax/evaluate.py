@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from medvlsm_jax.config import base_config
-from medvlsm_jax.data.annotations import Record, check_files, load_records
+from medvlsm_jax.data.annotations import Record, check_files, load_records, select_target
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.pipeline import Loader
 from medvlsm_jax.data.prompts import TEXT, check_prompt
@@ -37,7 +37,8 @@ Summary = dict[str, dict[str, dict[str, float]]]
 def default_config() -> ml_collections.ConfigDict:
     """The fields that an evaluation reads; they mean what they mean in training, but it computes in float32."""
     training = base_config()
-    names = ("data_dir", "tokenizer", "image_size", "zero_prompt", "batch_size", "mesh", "data")
+    model = ("tokenizer", "image_size", "zero_prompt", "model_options")
+    names = ("data_dir", "target", *model, "batch_size", "mesh", "data")
     return ml_collections.ConfigDict({name: training[name] for name in names} | {"dtype": "float32"})
 
 
@@ -72,20 +73,22 @@ def evaluate(
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
     prompts = list(dict.fromkeys(prompts))
-    sets = {dataset: load_records(config.data_dir, dataset, split) for dataset in datasets}
+    sets = {
+        dataset: select_target(load_records(config.data_dir, dataset, split), config.target) for dataset in datasets
+    }
     for records in sets.values():
         check_files(records)
         for prompt in prompts:
             check_prompt(records, prompt)
     source = load_pretrained(checkpoint, mesh, **model_overrides(config))
     tokenizer = load_model_tokenizer(config.tokenizer or source.tokenizer, source.config)
-    eval_step = make_eval_step(source.graphdef, source.config, mesh, probabilities=save_masks)
+    eval_step = make_eval_step(source.graphdef, mesh, probabilities=save_masks)
 
     # --- Scores ------------------------------------------------------------------------------------------------------
     cases: list[dict[str, Any]] = []
     for dataset, records in sets.items():
         for prompt in prompts:
-            loader = Loader(records, tokenizer, prompt, source.config.image_size)
+            loader = Loader(records, tokenizer, prompt, source.config.image_size, classes=source.config.classes)
             folder = Path(output) / "masks" / dataset / file_name(prompt)
 
             def write(fetch: Fetch, folder: Path = folder, records: list[Record] = records) -> None:

@@ -2,11 +2,13 @@
 
     python -m medvlsm_jax.predict --checkpoint=DIR --image=FILE_OR_FOLDER --prompt="one small polyp" --output=DIR
 
+An image-only network needs no prompt; one with an output for each of several classes takes the name of a class.
+
 Writes NAME_mask.png, NAME_probability.png and NAME_overlay.png at each image's own size.
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -18,17 +20,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from medvlsm_jax.data.images import open_image, resize_image, to_rgb
+from medvlsm_jax.data.tokenizers import Tokenizer
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
-from medvlsm_jax.models import Model
-from medvlsm_jax.models.layers import AnyArray, normalize_pixels
+from medvlsm_jax.models.layers import AnyArray
+from medvlsm_jax.models.network import Network, NetworkConfig
 from medvlsm_jax.training.checkpoints import load_model_tokenizer, load_pretrained
+from medvlsm_jax.training.state import forward
 
 
 def predict(
     checkpoint: str | Path,
     images: Sequence[Path],
-    prompt: str,
+    prompt: str | None,
     output: str | Path,
     *,
     tokenizer: str = "",
@@ -40,18 +44,19 @@ def predict(
     Args:
         checkpoint: a converted model folder, or the workdir of a training run.
         images: files that Pillow reads, 8 or 16 bits a channel.
-        prompt: the sentence.
+        prompt: the sentence; for a network with several classes, one of them.
         output: a folder for three pictures an image.
         tokenizer: a hub id or a folder; empty takes the checkpoint's.
         threshold: a probability; None takes the model's.
         batch_size: images that go through the model at once.
 
     Raises:
-        UserError: the checkpoint is broken, or some images cannot be read; the others are written all the same.
+        UserError: the checkpoint is broken, the prompt is missing or no class, or some images cannot be read; the
+            others are written all the same.
     """
     source = load_pretrained(checkpoint)
     model, config = source.model(), source.config
-    input_ids, attention_mask = load_model_tokenizer(tokenizer or source.tokenizer, config)(prompt)
+    request = make_request(config, load_model_tokenizer(tokenizer or source.tokenizer, config), prompt)
     names = output_names(images)
     threshold = config.threshold if threshold is None else threshold
 
@@ -62,7 +67,7 @@ def predict(
             continue
         pixels = np.stack([resize_image(image, config.image_size) for _, image in readable])
         padded = np.concatenate([pixels, np.repeat(pixels[:1], batch_size - len(pixels), axis=0)])
-        probabilities = np.asarray(segment(model, padded, input_ids, attention_mask))
+        probabilities = np.asarray(segment(model, padded, request))
         for (path, image), probability in zip(readable, probabilities, strict=False):
             write_prediction(Path(output), names[path], image, probability[..., 0], threshold)
             written.append(Path(output) / f"{names[path]}_mask.png")
@@ -71,12 +76,29 @@ def predict(
     return written
 
 
+def make_request(config: NetworkConfig, tokenizer: Tokenizer | None, prompt: str | None) -> dict[str, np.ndarray]:
+    """What the network is asked for besides the image, without a batch axis: tokens, or the index of a class.
+
+    Raises:
+        UserError: a sentence is needed and missing, or the prompt is none of the network's classes.
+    """
+    if tokenizer is not None:
+        if prompt is None:
+            raise UserError("this network segments what a sentence names: give one with --prompt")
+        input_ids, attention_mask = tokenizer(prompt)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+    if not config.classes:
+        return {}
+    if prompt not in config.classes:
+        raise UserError(f"--prompt={prompt!r}: this network reads no sentence; name one of {', '.join(config.classes)}")
+    return {"class_index": np.asarray(config.classes.index(prompt), np.int32)}
+
+
 @nnx.jit
-def segment(model: Model, images: AnyArray, input_ids: AnyArray, attention_mask: AnyArray) -> jax.Array:
-    """Probabilities (B, H, W, 1) for uint8 images (B, H, W, 3) and one sentence (T,)."""
-    pixel_values = normalize_pixels(images, model.config.pixel_mean, model.config.pixel_std)
-    tokens = (jnp.tile(x, (images.shape[0], 1)) for x in (input_ids, attention_mask))
-    return jax.nn.sigmoid(model(pixel_values, *tokens))
+def segment(model: Network, images: AnyArray, request: Mapping[str, AnyArray]) -> jax.Array:
+    """Probabilities (B, H, W, 1) for uint8 images (B, H, W, 3) and one request for all of them."""
+    repeated = {name: jnp.repeat(jnp.asarray(x)[None], images.shape[0], axis=0) for name, x in request.items()}
+    return jax.nn.sigmoid(forward(model, {"image": jnp.asarray(images), **repeated}))
 
 
 def try_open(path: Path, failures: list[str]) -> Image.Image | None:
@@ -135,11 +157,11 @@ def main(_: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A converted model folder, or the workdir of a training run.")
     flags.DEFINE_string("image", None, "An image, or a folder of images.")
-    flags.DEFINE_string("prompt", None, "The sentence that names what is segmented.")
+    flags.DEFINE_string("prompt", None, "The sentence that names what is segmented; of a multi-class CNN, the class.")
     flags.DEFINE_string("output", None, "A folder for the masks, probabilities and overlays.")
     flags.DEFINE_string("tokenizer", "", "A hub id or a folder, where the checkpoint brings no tokenizer.")
     flags.DEFINE_float(
         "threshold", None, "A probability; the model's own when not given.", lower_bound=0, upper_bound=1
     )
-    flags.mark_flags_as_required(["checkpoint", "image", "prompt", "output"])
+    flags.mark_flags_as_required(["checkpoint", "image", "output"])
     run_program(main)

@@ -21,20 +21,21 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from medvlsm_jax import atomic
-from medvlsm_jax.data.annotations import Record, check_files, load_records
+from medvlsm_jax.data.annotations import Record, check_files, load_records, select_target, targets_of
 from medvlsm_jax.data.pipeline import Loader, steps_per_epoch, train_batches
 from medvlsm_jax.data.prompts import check_prompt
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import overlay
 from medvlsm_jax.models import abstract_model
-from medvlsm_jax.models.parameters import Arrays, count
+from medvlsm_jax.models.parameters import Arrays
 from medvlsm_jax.training import sharding
 from medvlsm_jax.training.checkpoints import CHECKPOINTS, Checkpoints, load_model_tokenizer, write_description
 from medvlsm_jax.training.losses import find_loss
 from medvlsm_jax.training.optimizer import adamw, schedule_factor
 from medvlsm_jax.training.scoring import EvalStep, Fetch, score_records
-from medvlsm_jax.training.start import Source, find_source, start_state
-from medvlsm_jax.training.state import TrainState, make_eval_step, make_train_step
+from medvlsm_jax.training.start import Source, find_source, start_state, training_graph
+from medvlsm_jax.training.state import make_eval_step, make_train_step
+from medvlsm_jax.training.summary import model_table
 from medvlsm_jax.writers import JsonlWriter, Progress, TensorBoardWriter, Writer, Writers
 
 
@@ -64,7 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
 
         # --- Model and state -----------------------------------------------------------------------------------------
         checkpoints = stack.enter_context(Checkpoints(workdir, is_writer=True))
-        source = find_source(config, workdir, checkpoints.latest())
+        source = find_source(config, workdir, checkpoints.latest(), targets_of(train_records))
         tokenizer = load_model_tokenizer(source.tokenizer, source.config)
         optimizer = adamw(weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
         state, progress = start_state(config, source, optimizer, mesh, checkpoints)
@@ -74,18 +75,26 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             write_description(workdir, source.config, tokenizer)
             atomic.write_text(workdir / "config.json", config.to_json_best_effort(indent=1) + "\n")
             counts = (len(train_records), len(val_records))
-            print(describe(config, source, state, mesh, counts, (first_step, total_steps)))
+            print(model_table(abstract_model(source.config), state.trained))
+            print(describe(config, source, mesh, counts, (first_step, total_steps)))
 
         # --- Compiled steps ------------------------------------------------------------------------------------------
-        graphdef, loss = nnx.graphdef(abstract_model(source.config)), find_loss(config.loss)
+        loss = find_loss(config.loss)
         train_step = make_train_step(
-            graphdef, source.config, optimizer, loss, mesh, state, accumulation=config.accumulation
+            training_graph(config, source),
+            optimizer,
+            loss,
+            mesh,
+            state,
+            accumulation=config.accumulation,
+            seed=config.seed,
         )
-        eval_step = make_eval_step(graphdef, source.config, mesh, loss, probabilities=True)
+        eval_step = make_eval_step(nnx.graphdef(abstract_model(source.config)), mesh, loss, probabilities=True)
 
         # --- Readers and writers -------------------------------------------------------------------------------------
-        loader = Loader(train_records, tokenizer, config.prompt, source.config.image_size, config.seed)
-        val_loader = Loader(val_records, tokenizer, config.prompt, source.config.image_size)
+        reading = {"image_size": source.config.image_size, "classes": source.config.classes}
+        loader = Loader(train_records, tokenizer, config.prompt, seed=config.seed, **reading)
+        val_loader = Loader(val_records, tokenizer, config.prompt, **reading)
         batches = train_batches(
             loader, config.batch_size, seed=config.seed, first_step=first_step, process=process, **config.data
         )
@@ -134,6 +143,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
 def read_split(config: ml_collections.ConfigDict, split: str, *, is_required: bool = True) -> list[Record]:
     """The records of a split, checked for their files and the prompt type; empty where an optional split is."""
     records = load_records(config.data_dir, config.dataset, split, is_required=is_required)
+    records = select_target(records, config.target, is_required=is_required)
     check_files(records)
     check_prompt(records, config.prompt)
     return records
@@ -168,7 +178,9 @@ def validate(
             pictures.extend(overlay(image, p > threshold, mask > 0) for image, p, mask in list(rows)[:missing])
 
     values = score_records(eval_step, arrays, loader, mesh, config.batch_size, on_batch=draw, **config.data)
-    results = {f"val/{name}": float(values[name].mean(dtype=np.float64)) for name in ("loss", "dice", "iou")}
+    results = {f"val/{name}": float(values[name].mean(dtype=np.float64)) for name in ("dice", "iou")}
+    weight = values["weight"].sum(dtype=np.float64)
+    results["val/loss"] = float((values["loss"] * values["weight"]).sum(dtype=np.float64) / max(weight, 1.0))
     writers.scalars(step, results)
     for i, picture in enumerate(pictures):
         writers.picture(step, f"val/{i}", picture)
@@ -224,7 +236,6 @@ def catch_signals() -> Iterator[list[int]]:
 def describe(
     config: ml_collections.ConfigDict,
     source: Source,
-    state: TrainState,
     mesh: Mesh,
     num_records: tuple[int, int],
     steps: tuple[int, int],
@@ -235,10 +246,9 @@ def describe(
         "init": f"from {source.folder}",
         "random": "from random weights",
     }
-    trained, total = count(state.trained) / 1e6, count({**state.trained, **state.frozen}) / 1e6
     return (
-        f"{config.model} {origin[source.kind]}: {trained:.2f} M of {total:.2f} M parameters trained, "
-        f"{source.config.dtype}, {mesh.size} {jax.devices()[0].platform} devices {dict(mesh.shape)}\n"
+        f"{config.model} {origin[source.kind]}, {source.config.dtype} on {mesh.size} {jax.devices()[0].platform} "
+        f"devices {dict(mesh.shape)}\n"
         f"{config.dataset}, prompt {config.prompt}: {num_records[0]} training, {num_records[1]} validation records at "
         f"{source.config.image_size} px, {steps[1]} steps of {config.batch_size}\n"
         "compiling the first step ..."

@@ -16,6 +16,8 @@ install_import_hook("medvlsm_jax", "beartype.beartype(conf=beartype.BeartypeConf
 import jax
 import pytest
 
+jax.config.update("jax_disable_most_optimizations", True)  # most tests compile longer than they run
+
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))  # small_network
 sys.path.insert(0, str(TESTS / "data" / "parity"))  # seeded_weights

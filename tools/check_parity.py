@@ -16,32 +16,37 @@ from flax import nnx
 from medvlsm_jax import create_model, from_torch
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluation.report import table
-from medvlsm_jax.models.clip import CLIPTextConfig
-from medvlsm_jax.models.clipseg import CLIPSeg
+from medvlsm_jax.models.network import Network, TextConfig
 from medvlsm_jax.weights import read_state_dict
-from medvlsm_jax.weights.reference import clipseg_outputs, huggingface_clipseg, huggingface_outputs
+from medvlsm_jax.weights.reference import find_reference
+
+PADDED = "text."  # layers of the text tower, whose rows after the end of a sentence mean nothing
 
 
-def compare(model: CLIPSeg, seed: int = 0) -> dict[str, float]:
+def compare(model: Network, seed: int = 0) -> dict[str, float]:
     """Layer -> largest difference over the largest absolute value, on random images and tokens."""
-    config, rng = model.config, np.random.default_rng(seed)
-    pixel_values = rng.standard_normal((2, config.image_size, config.image_size, 3)).astype(np.float32)
-    input_ids, attention_mask = random_tokens(rng, config.text)
-    theirs = huggingface_outputs(huggingface_clipseg(model), pixel_values, input_ids, attention_mask)
-    ours = clipseg_outputs(model, pixel_values, input_ids, attention_mask)
-    return {
-        name: float(np.abs(values[valid(name)] - theirs[name][valid(name)]).max() / np.abs(theirs[name]).max())
-        for name, values in ours.items()
-        for valid in [lambda name: attention_mask.astype(bool) if name.startswith("text.") else ...]
-    }
+    reference, rng = find_reference(model), np.random.default_rng(seed)
+    pixel_values = rng.standard_normal((2, model.config.image_size, model.config.image_size, 3)).astype(np.float32)
+    input_ids, attention_mask = random_tokens(rng, model.config.text or TextConfig())
+    theirs = reference.their_outputs(reference.build(model), pixel_values, input_ids, attention_mask)
+    ours = reference.our_outputs(model, pixel_values, input_ids, attention_mask)
+    differences = {}
+    for name, values in ours.items():
+        valid = attention_mask.astype(bool) if name.startswith(PADDED) else ...
+        difference = np.abs(values[valid] - theirs[name][valid]).max()
+        differences[name] = float(difference / np.abs(theirs[name]).max())
+    return differences
 
 
-def random_tokens(rng: np.random.Generator, text: CLIPTextConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Two sentences of random tokens with an end token, of different lengths, padded with it."""
+def random_tokens(rng: np.random.Generator, text: TextConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Two sentences of random tokens and an end token, of different lengths, padded."""
+    end = text.vocab_size - 1 if text.eos_token_id is None else text.eos_token_id
+    padding = end if text.pad_token_id is None else text.pad_token_id
     input_ids = rng.integers(3, text.vocab_size - 2, (2, text.context_length)).astype(np.int32)
     attention_mask = np.ones_like(input_ids)
     for row, length in enumerate((text.context_length // 3, text.context_length)):
-        input_ids[row, length - 1 :] = text.eos_token_id
+        input_ids[row, length - 1 :] = end
+        input_ids[row, length:] = padding
         attention_mask[row, length:] = 0
     return input_ids, attention_mask
 
@@ -65,7 +70,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", None, "A preset: clipseg or clipseg_tiny.")
+    flags.DEFINE_string("model", None, "A preset: clipseg, biomedclipseg, unet, … or a tiny one.")
     flags.DEFINE_string(
         "source", "", "A checkpoint file, a folder that holds one, or a hub id; empty for random weights."
     )

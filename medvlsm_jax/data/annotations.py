@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlsm_jax.data.cards import SPLITS, find_card
+from medvlsm_jax.data.cards import SPLITS, Card, find_card
 from medvlsm_jax.errors import UserError
 
 
@@ -18,6 +18,7 @@ class Record:
     image: Path
     mask: Path
     prompts: Mapping[str, str | tuple[str, ...]]  # prompt type (p0, p1, …) -> a sentence or several phrasings
+    target: str = ""  # the class of the object, where the dataset's card names its classes
 
 
 def load_records(data_dir: str | Path, dataset: str, split: str, *, is_required: bool = True) -> list[Record]:
@@ -35,8 +36,7 @@ def load_records(data_dir: str | Path, dataset: str, split: str, *, is_required:
     entries = read_json(path) if is_required or path.exists() else []
     if not isinstance(entries, list) or (is_required and not entries):
         raise UserError(f"{path} holds no list of records: check that the annotations were written whole")
-    folders = (root / "images" / card.subfolder, root / "masks" / card.subfolder)
-    return [parse_record(entry, dataset, folders, f"{path}, record {i}") for i, entry in enumerate(entries)]
+    return [parse_record(entry, card, root, f"{path}, record {i}") for i, entry in enumerate(entries)]
 
 
 def read_json(path: Path) -> Any:
@@ -49,8 +49,9 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid json: {error}") from error
 
 
-def parse_record(entry: Any, dataset: str, folders: tuple[Path, Path], where: str) -> Record:
-    """One json object as a record; `where` names it in errors."""
+def parse_record(entry: Any, card: Card, root: Path, where: str) -> Record:
+    """One json object as a record of the dataset in `root`; `where` names it in errors."""
+    folders = (root / "images" / card.subfolder, root / "masks" / card.subfolder)
     try:
         image, mask, prompts = entry["img_name"], entry["mask_name"], entry["prompts"]
         prompts = {key: value if isinstance(value, str) else tuple(value) for key, value in prompts.items()}
@@ -61,7 +62,30 @@ def parse_record(entry: Any, dataset: str, folders: tuple[Path, Path], where: st
             raise UserError(f"{where}: {name!r} is no file name")
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{where}: {name} leads out of {folder}")
-    return Record(dataset, folders[0] / image, folders[1] / mask, prompts)
+    return Record(root.name, folders[0] / image, folders[1] / mask, prompts, find_target(card, prompts))
+
+
+def find_target(card: Card, prompts: Mapping[str, str | tuple[str, ...]]) -> str:
+    """The class of a record: the dataset's only one, or the one that its sentence p1 starts with; else empty."""
+    if len(card.targets) == 1:
+        return card.targets[0]
+    phrasings = prompts.get("p1") or ""
+    sentence = phrasings if isinstance(phrasings, str) else phrasings[0]
+    return next((target for target in card.targets if sentence.lower().startswith(target)), "")
+
+
+def select_target(records: list[Record], target: str, *, is_required: bool = True) -> list[Record]:
+    """The records of one class, or all for an empty `target`; raises UserError when none of them is of that class."""
+    selected = [record for record in records if target in ("", record.target)]
+    if is_required and not selected:
+        named = ", ".join(targets_of(records)) or "none"
+        raise UserError(f"config.target={target!r}: no record is of that class; the classes named are {named}")
+    return selected
+
+
+def targets_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """The classes that records name, each once, in the order in which they come."""
+    return tuple(dict.fromkeys(record.target for record in records if record.target))
 
 
 def check_files(records: list[Record]) -> None:

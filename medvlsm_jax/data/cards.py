@@ -14,24 +14,40 @@ class Card:
 
     name: str
     modality: str
+    targets: tuple[str, ...] = ()  # what its masks show; of several, a record's sentence p1 starts with its own
     subfolder: str = ""  # between `images` or `masks` and the files
 
+
+POLYP = ("polyp",)
+CARDIAC_STRUCTURES = ("left ventricular cavity", "myocardium", "left atrium cavity")
+CHEST_FINDINGS = (
+    "airspace opacity",
+    "atelectasis",
+    "cardiomegaly",
+    "consolidation",
+    "edema",
+    "enlarged cardiomediastinum",
+    "lung lesion",
+    "pleural effusion",
+    "pneumothorax",
+    "support devices",
+)
 
 CARDS: dict[str, Card] = {
     card.name: card
     for card in (
         Card("sample", "drawn by data/synthetic.py"),
-        Card("kvasir_polyp", "endoscopy"),
-        Card("bkai_polyp", "endoscopy"),
-        Card("clinicdb_polyp", "endoscopy"),
-        Card("cvc300_polyp", "endoscopy"),
-        Card("colondb_polyp", "endoscopy"),
-        Card("etis_polyp", "endoscopy"),
-        Card("isic", "dermoscopy"),
-        Card("dfu", "photograph"),
-        Card("camus", "cardiac ultrasound", subfolder="train"),
-        Card("busi", "breast ultrasound"),
-        Card("chexlocalize", "chest X-ray"),
+        Card("kvasir_polyp", "endoscopy", POLYP),
+        Card("bkai_polyp", "endoscopy", POLYP),
+        Card("clinicdb_polyp", "endoscopy", POLYP),
+        Card("cvc300_polyp", "endoscopy", POLYP),
+        Card("colondb_polyp", "endoscopy", POLYP),
+        Card("etis_polyp", "endoscopy", POLYP),
+        Card("isic", "dermoscopy", ("skin melanoma",)),
+        Card("dfu", "photograph", ("foot ulcer",)),
+        Card("camus", "cardiac ultrasound", CARDIAC_STRUCTURES, subfolder="train"),
+        Card("busi", "breast ultrasound", ("tumor",)),
+        Card("chexlocalize", "chest X-ray", CHEST_FINDINGS),
     )
 }
 

@@ -15,6 +15,7 @@ from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.images import load_pair
 from medvlsm_jax.data.prompts import choose_prompt
 from medvlsm_jax.data.tokenizers import Tokenizer
+from medvlsm_jax.errors import UserError
 
 Batch = dict[str, Any]  # name -> numpy array
 
@@ -25,17 +26,27 @@ class Loader:
 
     Attributes:
         records: what indices refer to.
-        tokenizer: sentences to ids.
+        tokenizer: sentences to ids; None for a network that reads none.
         prompt: the prompt type.
         image_size: side of the square, in pixels.
         seed: of the draws among phrasings; None takes the first (evaluation).
+        classes: of a network with several outputs; each record says which one it is about.
     """
 
     records: list[Record]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     prompt: str
     image_size: int
     seed: int | None = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for record in self.records if self.classes else ():
+            if record.target not in self.classes:
+                raise UserError(
+                    f"{record.dataset}: {record.image.name} asks for {record.target or 'no class'!r}, but the network "
+                    f"has outputs for {', '.join(self.classes)} alone"
+                )
 
     def sentence(self, index: int, epoch: int = 0) -> str:
         """The sentence of a record in one pass over the data."""
@@ -46,15 +57,12 @@ class Loader:
         """An example; `valid` is false for the copies that fill up the last batch of an evaluation."""
         record = self.records[index]
         image, mask = load_pair(record.image, record.mask, self.image_size)
-        input_ids, attention_mask = self.tokenizer(self.sentence(index, epoch))
-        return {
-            "image": image,
-            "mask": mask,
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "index": np.int32(index),
-            "valid": np.bool_(valid),
-        }
+        example = {"image": image, "mask": mask, "index": np.int32(index), "valid": np.bool_(valid)}
+        if self.tokenizer is not None:
+            example["input_ids"], example["attention_mask"] = self.tokenizer(self.sentence(index, epoch))
+        if self.classes:
+            example["class_index"] = np.int32(self.classes.index(record.target))
+        return example
 
 
 def steps_per_epoch(num_records: int, batch_size: int) -> int:

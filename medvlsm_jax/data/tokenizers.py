@@ -29,16 +29,24 @@ pneumothorax often tissue growth small lump colon abnormal spot wound skin surfa
 
 
 class Tokenizer:
-    """A tokenizer with a fixed length; sentences that repeat are tokenised once."""
+    """A tokenizer with a fixed length; sentences that repeat are tokenised once.
 
-    def __init__(self, backend: Any, context_length: int):
+    Padding is `pad_token_id`, or the backend's own where it is None.
+    """
+
+    def __init__(self, backend: Any, context_length: int, pad_token_id: int | None = None):
         self.backend = backend
         self.context_length = context_length
+        self.pad_token_id = pad_token_id
         self.cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    def check(self, vocab_size: int, eos_token_id: int) -> None:
-        """Raises UserError when the tokenizer is not the one that a text encoder was built for."""
-        if len(self.backend) > vocab_size or self.backend.eos_token_id != eos_token_id:
+    def check(self, vocab_size: int, eos_token_id: int | None) -> None:
+        """Raises UserError when the tokenizer is not the one that a text encoder was built for.
+
+        An encoder that looks for no end token (BERT) has the `eos_token_id` None.
+        """
+        is_other_end = eos_token_id is not None and self.backend.eos_token_id != eos_token_id
+        if len(self.backend) > vocab_size or is_other_end:
             raise UserError(
                 f"the tokenizer (vocabulary {len(self.backend)}, end token {self.backend.eos_token_id}) does not fit "
                 f"the model (vocabulary {vocab_size}, end token {eos_token_id}): pass its own with --config.tokenizer"
@@ -49,7 +57,10 @@ class Tokenizer:
         if sentence not in self.cache:
             encoded = self.backend(sentence, padding="max_length", truncation=True, max_length=self.context_length)
             ids, mask = encoded["input_ids"], encoded["attention_mask"]
-            self.cache[sentence] = np.asarray(ids, np.int32), np.asarray(mask, np.int32)
+            ids, mask = np.asarray(ids, np.int32), np.asarray(mask, np.int32)
+            if self.pad_token_id is not None:
+                ids = np.where(mask > 0, ids, np.int32(self.pad_token_id))
+            self.cache[sentence] = ids, mask
         return self.cache[sentence]
 
     def save(self, folder: str | Path) -> None:
@@ -57,25 +68,26 @@ class Tokenizer:
         self.backend.save_pretrained(str(folder))
 
 
-def load_tokenizer(name: str, context_length: int) -> Tokenizer:
-    """A tokenizer by hub id or folder, or `builtin`, which needs no download.
+def load_tokenizer(name: str, context_length: int, pad_token_id: int | None = None) -> Tokenizer:
+    """A tokenizer by hub id or folder, or `builtin`, which needs no download; padding as `Tokenizer` has it.
 
     Raises:
         UserError: the folder holds no tokenizer, or the hub cannot be reached.
     """
     if name == BUILTIN:
-        return Tokenizer(builtin_tokenizer(), context_length)
+        return Tokenizer(builtin_tokenizer(), context_length, pad_token_id)
     from transformers import AutoTokenizer
 
     try:
         backend = AutoTokenizer.from_pretrained(name)
         if len(backend) <= len(backend.all_special_ids):
             raise ValueError("it has no vocabulary")
-        return Tokenizer(backend, context_length)
+        return Tokenizer(backend, context_length, pad_token_id)
     except Exception as error:  # the tokenizers library raises bare ones for broken files
         raise UserError(
-            f"cannot load the tokenizer {name!r}: pass --config.tokenizer=FOLDER that holds its files (for CLIP: "
-            "vocab.json, merges.txt, tokenizer_config.json), or use a machine that reaches the Hugging Face hub"
+            f"cannot load the tokenizer {name!r}: pass --config.tokenizer=FOLDER that holds its files (CLIP: "
+            "vocab.json, merges.txt, tokenizer_config.json; BERT: vocab.txt, tokenizer_config.json), or use a machine "
+            "that reaches the Hugging Face hub"
         ) from error
 
 

@@ -1,40 +1,84 @@
 """The networks by name.
 
-A new network is a file in this folder, two entries here (its class and its presets) and a table in `weights`.
+A new network is a file in this folder, a line here (its class and its presets) and a table in `weights/tables`.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
+import jax
 from flax import nnx
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models import clipseg
-from medvlsm_jax.models.clipseg import CLIPSeg, CLIPSegConfig
+from medvlsm_jax.models import biomedclipseg, clipseg, cnn, cris
+from medvlsm_jax.models.network import Network, NetworkConfig
+from medvlsm_jax.models.parameters import Arrays, split_model
 
-Model = CLIPSeg
-ModelConfig = CLIPSegConfig
+# Network -> its class and its presets.
+FAMILY: dict[str, tuple[type[Network], Mapping[str, NetworkConfig]]] = {
+    "clipseg": (clipseg.CLIPSeg, clipseg.PRESETS),
+    "biomedclipseg": (biomedclipseg.BiomedCLIPSeg, biomedclipseg.PRESETS),
+    "cris": (cris.CRIS, cris.PRESETS),
+    "unet": (cnn.UNet, cnn.UNET_PRESETS),
+    "unetplusplus": (cnn.UNetPlusPlus, cnn.UNETPLUSPLUS_PRESETS),
+    "deeplabv3plus": (cnn.DeepLabV3Plus, cnn.DEEPLABV3PLUS_PRESETS),
+}
+NETWORKS: dict[str, type[Network]] = {network: made_by for network, (made_by, _) in FAMILY.items()}
+# Preset -> network and config.
+PRESETS: dict[str, tuple[str, NetworkConfig]] = {
+    name: (network, config) for network, (_, presets) in FAMILY.items() for name, config in presets.items()
+}
 
-# Preset name -> network, its class and its config.
-NETWORKS: dict[str, type[Model]] = {"clipseg": CLIPSeg}
-PRESETS: dict[str, tuple[str, ModelConfig]] = {name: ("clipseg", config) for name, config in clipseg.PRESETS.items()}
 
-
-def preset(name: str) -> tuple[str, ModelConfig]:
+def preset(name: str) -> tuple[str, NetworkConfig]:
     """The network (`clipseg`) and the config of a preset (`clipseg`, `clipseg_tiny`); raises UserError if unknown."""
     if name not in PRESETS:
         raise UserError(f"unknown model {name!r}: choose one of {', '.join(sorted(PRESETS))}")
     return PRESETS[name]
 
 
-def network_of(config: ModelConfig) -> str:
+def network_of(config: NetworkConfig) -> str:
     """The network that a config describes."""
     return next(name for name, network in NETWORKS.items() if network.config_class is type(config))
 
 
-def abstract_model(config: ModelConfig) -> Model:
+def abstract_model(config: NetworkConfig) -> Network:
     """The model that a config describes, with shapes in place of arrays; nothing is initialised."""
-    return nnx.eval_shape(lambda: NETWORKS[network_of(config)](config, rngs=nnx.Rngs(0)))
+    return nnx.merge(*split_abstract(config))
+
+
+@functools.lru_cache(maxsize=16)
+def split_abstract(config: NetworkConfig) -> tuple[nnx.GraphDef, Any]:
+    """Tracing a network's initial values takes seconds, so it is done once for a config."""
+    return nnx.split(nnx.eval_shape(lambda: NETWORKS[network_of(config)](config, rngs=nnx.Rngs(0))))
+
+
+def initial_arrays(
+    config: NetworkConfig,
+    seed: int,
+    *,
+    names: Container[str] | None = None,
+    shardings: Callable[[Arrays], Any] | None = None,
+) -> Arrays:
+    """Random parameters and fresh statistics under dotted names.
+
+    Args:
+        config: of the network.
+        seed: the arrays are a function of it and the config.
+        names: those wanted; all when not given.
+        shardings: where arrays of these shapes are to be made.
+    """
+
+    def build() -> Arrays:
+        _, params, stats = split_model(NETWORKS[network_of(config)](config, rngs=nnx.Rngs(seed)))
+        return {name: array for name, array in {**params, **stats}.items() if names is None or name in names}
+
+    placed = None if shardings is None else shardings(jax.eval_shape(build))
+    # Hundreds of random draws, each run once: on CPU, optimising them takes three times as long as it saves.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(build, out_shardings=placed, compiler_options=options)()
 
 
 def override(config: Any, overrides: dict[str, Any]) -> Any:
@@ -57,7 +101,7 @@ def override(config: Any, overrides: dict[str, Any]) -> Any:
     return dataclasses.replace(config, **values)
 
 
-def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
+def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> Network:
     """A randomly initialised network.
 
     Args:

@@ -1,4 +1,4 @@
-"""The towers of OpenAI's CLIP (Radford et al. 2021, arXiv 2103.00020) as Hugging Face's CLIPSeg holds them."""
+"""The text tower of OpenAI's CLIP (Radford et al. 2021, arXiv 2103.00020)."""
 
 import dataclasses
 
@@ -6,32 +6,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from medvlsm_jax.models.layers import AnyArray, Block, Linear, PatchEmbedding, embedding_init, layer_norm, resize
+from medvlsm_jax.models.layers import AnyArray, Block, Linear, Rngs, embedding_init, layer_norm
+from medvlsm_jax.models.network import TextConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPTextConfig:
+class CLIPTextConfig(TextConfig):
     """Sizes of CLIP's text transformer; the defaults are ViT-B/16's."""
 
-    vocab_size: int = 49408
-    context_length: int = 77
+    eos_token_id: int = 49407
     width: int = 512
     depth: int = 12
     heads: int = 8
     mlp_width: int = 2048
-    eos_token_id: int = 49407
-
-
-@dataclasses.dataclass(frozen=True)
-class CLIPVisionConfig:
-    """Sizes of CLIP's vision transformer; `grid` is the side of the pretrained grid of positions."""
-
-    patch_size: int = 16
-    grid: int = 14
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
 
 
 class CLIPText(nnx.Module):
@@ -63,50 +50,20 @@ class CLIPText(nnx.Module):
             states.append(block(states[-1], mask, is_causal=True))
         return states
 
-    def __call__(
+    def encode(
         self, input_ids: Int[AnyArray, "b t"], attention_mask: Int[AnyArray, "b t"] | None = None
-    ) -> Float[Array, "b projection"]:
-        x = self.final_norm(self.hidden_states(input_ids, attention_mask)[-1])
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b projection"]]:
+        """The normalised state of every token, and the text embedding."""
+        tokens = self.final_norm(self.hidden_states(input_ids, attention_mask)[-1])
         end = jnp.argmax(jnp.asarray(input_ids) == self.config.eos_token_id, axis=1)
-        return self.projection(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
+        return tokens, self.projection(jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0])
 
-
-class CLIPVision(nnx.Module):
-    """A pre-normalised ViT; positions are interpolated to any input size that is a multiple of the patch."""
-
-    def __init__(self, config: CLIPVisionConfig, projection_dim: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.config = config
-        self.dtype = dtype
-        self.class_embedding = nnx.Param(embedding_init(rngs.params(), (config.width,)))
-        self.patch_embedding = PatchEmbedding(config.patch_size, config.width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.position_embedding = nnx.Param(embedding_init(rngs.params(), (config.grid**2 + 1, config.width)))
-        self.pre_norm = layer_norm(config.width, 1e-5, dtype, rngs)
-        self.blocks = nnx.List(
-            Block(config.width, config.heads, config.mlp_width, activation="quick_gelu", dtype=dtype, rngs=rngs)
-            for _ in range(config.depth)
-        )
-        # CLIP's image embedding: CLIPSeg's text path never reads these two, a checkpoint holds them.
-        self.post_norm = layer_norm(config.width, 1e-5, dtype, rngs)
-        self.projection = Linear(config.width, projection_dim, use_bias=False, dtype=dtype, rngs=rngs)
-
-    def positions(self, rows: int, columns: int) -> Float[Array, "tokens d"]:
-        """Position embeddings of the class token and a rows x columns grid, interpolated as Hugging Face does."""
-        table, grid = self.position_embedding[...], self.config.grid
-        if (rows, columns) == (grid, grid):
-            return table
-        patches = table[1:].reshape(1, grid, grid, -1)
-        patches = resize(patches, (rows, columns), "bicubic").reshape(rows * columns, -1)
-        return jnp.concatenate([table[:1], patches])
-
-    def hidden_states(
-        self, pixel_values: Float[AnyArray, "b height width 3"], num_blocks: int
-    ) -> list[Float[Array, "b tokens d"]]:
-        """The normalised embeddings and the outputs of the first `num_blocks` blocks."""
-        patches = self.patch_embedding(jnp.asarray(pixel_values))
-        batch, rows, columns, width = patches.shape
-        class_token = jnp.broadcast_to(self.class_embedding.astype(self.dtype), (batch, 1, width))
-        x = jnp.concatenate([class_token, patches.reshape(batch, rows * columns, width)], axis=1)
-        states = [self.pre_norm(x + self.positions(rows, columns).astype(self.dtype))]
-        for block in list(self.blocks)[:num_blocks]:
-            states.append(block(states[-1]))
-        return states
+    def __call__(
+        self,
+        input_ids: Int[AnyArray, "b t"],
+        attention_mask: Int[AnyArray, "b t"] | None = None,
+        *,
+        rngs: Rngs = None,
+    ) -> Float[Array, "b projection"]:
+        """The text embedding; there is no dropout in it."""
+        return self.encode(input_ids, attention_mask)[1]

@@ -1,26 +1,26 @@
 """CLIPSeg (Lüddecke & Ecker, CVPR 2022, arXiv 2112.10003), number for number as Hugging Face computes it."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from medvlsm_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
-from medvlsm_jax.models.layers import AnyArray, Block, Linear, PatchTransposedConv
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from medvlsm_jax.models.clip import CLIPText, CLIPTextConfig
+from medvlsm_jax.models.layers import AnyArray, Block, Conv, Linear, PatchTransposedConv, Rngs
+from medvlsm_jax.models.network import Network, NetworkConfig
+from medvlsm_jax.models.vit import ViT, ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPSegConfig:
+class CLIPSegConfig(NetworkConfig):
     """What a CLIPSeg is; the defaults are those of CIDAS/clipseg-rd64-refined."""
 
     text: CLIPTextConfig = dataclasses.field(default_factory=CLIPTextConfig)
-    vision: CLIPVisionConfig = dataclasses.field(default_factory=CLIPVisionConfig)
+    vision: ViTConfig = dataclasses.field(default_factory=ViTConfig)
     projection_dim: int = 512
     extract_layers: tuple[int, ...] = (3, 6, 9)  # blocks whose outputs feed the decoder, counted from 0
     reduce_dim: int = 64
@@ -29,11 +29,7 @@ class CLIPSegConfig:
     conditional_layer: int = 0  # the decoder layer that the text modulates
     complex_upsampling: bool = True  # two transposed convolutions after a convolution, or a single one
     zero_prompt: bool = False  # replace the text embedding by zeros: an image-only ablation
-    dtype: str = "float32"  # of the computation; parameters are float32
     image_size: int = 352
-    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
-    pixel_std: tuple[float, float, float] = IMAGENET_STD
-    threshold: float = 0.5  # of the probability, for a binary mask
     tokenizer: str = "CIDAS/clipseg-rd64-refined"
 
 
@@ -44,7 +40,7 @@ PRESETS: dict[str, CLIPSegConfig] = {
         text=CLIPTextConfig(
             vocab_size=1024, context_length=64, width=64, depth=2, heads=2, mlp_width=128, eos_token_id=3
         ),
-        vision=CLIPVisionConfig(patch_size=8, grid=12, width=128, depth=5, heads=4, mlp_width=512),
+        vision=ViTConfig(patch_size=8, grid=12, width=128, depth=5, heads=4, mlp_width=512),
         projection_dim=64,
         extract_layers=(0, 2, 4),
         reduce_dim=64,
@@ -68,7 +64,7 @@ class Upsampling(nnx.Module):
         # 4 and 4 for the published patch of 16; for another one the product is still the patch, so that logits and
         # image agree in size (Hugging Face's would not).
         stride = patch // 4
-        self.conv = nnx.Conv(width, width, (3, 3), padding=1, dtype=dtype, rngs=rngs)
+        self.conv = Conv(width, width, 3, use_bias=True, dtype=dtype, rngs=rngs)
         self.first = PatchTransposedConv(width, width // 2, stride, dtype=dtype, rngs=rngs)
         self.second = PatchTransposedConv(width // 2, 1, patch // stride, dtype=dtype, rngs=rngs)
 
@@ -127,17 +123,15 @@ class CLIPSegDecoder(nnx.Module):
         return self.upsampling(x.reshape(x.shape[0], *grid, x.shape[-1]))
 
 
-class CLIPSeg(nnx.Module):
+class CLIPSeg(Network):
     """An image and a sentence in, one logit a pixel out."""
 
-    config_class: ClassVar[type[CLIPSegConfig]] = CLIPSegConfig
-    encoder: ClassVar[tuple[str, ...]] = (
-        "text",
-        "vision",
-        "logit_scale",
-    )  # what `freeze_encoder` means; the rest is decoder
+    config_class: ClassVar[type[NetworkConfig]] = CLIPSegConfig
+    encoder: ClassVar[tuple[str, ...]] = ("text", "vision", "logit_scale")
+    text_tower: ClassVar[Callable[..., Any]] = CLIPText  # from tokens and their mask to the text embedding
 
     def __init__(self, config: CLIPSegConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
         if max(config.extract_layers) >= config.vision.depth:
             raise ValueError(
                 f"extract_layers {config.extract_layers} reach beyond the {config.vision.depth} vision blocks"
@@ -145,17 +139,19 @@ class CLIPSeg(nnx.Module):
         if not 0 <= config.conditional_layer < len(config.extract_layers):
             layers = len(config.extract_layers)
             raise ValueError(f"conditional_layer {config.conditional_layer} is none of the {layers} decoder layers")
-        self.config = config
+        self.config: CLIPSegConfig = config
         dtype = jnp.dtype(config.dtype)
-        self.text = CLIPText(config.text, config.projection_dim, dtype=dtype, rngs=rngs)
-        self.vision = CLIPVision(config.vision, config.projection_dim, dtype=dtype, rngs=rngs)
+        self.text = self.text_tower(config.text, config.projection_dim, dtype=dtype, rngs=rngs)
+        self.vision = ViT(config.vision, config.projection_dim, dtype=dtype, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.array(2.6592))  # CLIP's temperature, ln(1 / 0.07): kept, never read
         self.decoder = CLIPSegDecoder(config, dtype=dtype, rngs=rngs)
 
     def unused(self, path: tuple[str | int, ...]) -> bool:
-        """Whether a parameter of a checkpoint has no influence on the logits: training leaves it alone."""
+        """The towers' ends, which only pretraining reads, blocks above the last tap, and text that is not read."""
         if path[:2] == ("vision", "blocks"):
             return int(path[2]) > max(self.config.extract_layers)
+        if path[0] == "text" and self.config.zero_prompt:
+            return True
         return path[0] == "logit_scale" or path[:2] in {("vision", "post_norm"), ("vision", "projection")}
 
     def encode_image(self, pixel_values: Float[AnyArray, "b height width 3"]) -> list[Float[Array, "b tokens d"]]:
@@ -164,10 +160,14 @@ class CLIPSeg(nnx.Module):
         return [states[i + 1] for i in self.config.extract_layers]
 
     def encode_text(
-        self, input_ids: Int[AnyArray, "b t"], attention_mask: Int[AnyArray, "b t"] | None = None
+        self,
+        input_ids: Int[AnyArray, "b t"],
+        attention_mask: Int[AnyArray, "b t"] | None = None,
+        *,
+        rngs: Rngs = None,
     ) -> Float[Array, "b projection"]:
         """The sentence as the decoder reads it."""
-        return self.text(input_ids, attention_mask)
+        return self.text(input_ids, attention_mask, rngs=rngs)
 
     def __call__(
         self,
@@ -175,6 +175,7 @@ class CLIPSeg(nnx.Module):
         input_ids: Int[AnyArray, "b t"] | None = None,
         attention_mask: Int[AnyArray, "b t"] | None = None,
         *,
+        rngs: Rngs = None,
         text_embedding: Float[AnyArray, "b projection"] | None = None,
     ) -> Float[Array, "b height width 1"]:
         """Float32 logits of the mask that the sentence names.
@@ -183,6 +184,7 @@ class CLIPSeg(nnx.Module):
             pixel_values: normalised images; both sides are multiples of the patch size.
             input_ids: tokens with a beginning and an end token; ignored with `zero_prompt` or `text_embedding`.
             attention_mask: 1 for tokens, 0 for padding.
+            rngs: of dropout, in training mode; without them nothing is dropped.
             text_embedding: a precomputed embedding in place of the sentence.
 
         Raises:
@@ -193,8 +195,10 @@ class CLIPSeg(nnx.Module):
             text_embedding = jnp.zeros((batch, self.config.projection_dim), self.config.dtype)
         elif text_embedding is None:
             if input_ids is None:
-                raise ValueError("CLIPSeg needs input_ids or text_embedding: it segments what a sentence names")
-            text_embedding = self.encode_text(input_ids, attention_mask)
+                raise ValueError(
+                    f"{type(self).__name__} needs input_ids or text_embedding: it segments what a sentence names"
+                )
+            text_embedding = self.encode_text(input_ids, attention_mask, rngs=rngs)
         patch = self.config.vision.patch_size
         embedding = jnp.asarray(text_embedding)
         logits = self.decoder(self.encode_image(pixel_values), embedding, (height // patch, width // patch))

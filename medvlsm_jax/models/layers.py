@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 AnyArray = Array | np.ndarray  # what users may pass: it becomes a jax.Array at the door
 Activation = Literal["gelu", "quick_gelu", "relu"]
 Method = Literal["bilinear", "bicubic"]
+Rngs = nnx.Rngs | None  # of dropout
 
 embedding_init = nnx.initializers.normal(0.02)
 
@@ -46,10 +47,20 @@ def layer_norm(width: int, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> 
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention with separate query, key and value projections."""
+class Dropout(nnx.Dropout):
+    """Drops activations in training mode, where the caller gives it random numbers; the model keeps none."""
 
-    def __init__(self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, rate: float):
+        super().__init__(rate, deterministic=True)
+
+    def __call__(self, inputs: Float[Array, "..."], *, rngs: Any = None, **_: Any) -> Float[Array, "..."]:
+        return inputs if rngs is None else super().__call__(inputs, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with separate query, key and value projections; dropout acts on the attention weights."""
+
+    def __init__(self, width: int, heads: int, *, dropout: float = 0.0, dtype: jnp.dtype, rngs: nnx.Rngs):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
         self.heads = heads
@@ -57,15 +68,34 @@ class Attention(nnx.Module):
         self.key = Linear(width, width, dtype=dtype, rngs=rngs)
         self.value = Linear(width, width, dtype=dtype, rngs=rngs)
         self.out = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.dropout = Dropout(dropout)
 
     def __call__(
-        self, x: Float[Array, "b t d"], mask: Bool[Array, "b 1 #t t"] | None = None, *, is_causal: bool = False
+        self,
+        query: Float[Array, "b t d"],
+        key: Float[Array, "b s d"] | None = None,
+        value: Float[Array, "b s d"] | None = None,
+        *,
+        mask: Bool[Array, "b 1 #t s"] | None = None,
+        is_causal: bool = False,
+        rngs: Rngs = None,
     ) -> Float[Array, "b t d"]:
-        batch, tokens, width = x.shape
-        split = (batch, tokens, self.heads, width // self.heads)
-        query, key, value = (layer(x).reshape(split) for layer in (self.query, self.key, self.value))
-        attended = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=is_causal)
-        return self.out(attended.reshape(x.shape))
+        """Keys are the queries and values the keys unless they are given; `mask` is true where a key may be read."""
+        key = query if key is None else key
+        value = key if value is None else value
+        q, k, v = (
+            layer(x).reshape(*x.shape[:2], self.heads, -1)
+            for layer, x in ((self.query, query), (self.key, key), (self.value, value))
+        )
+        if rngs is None or self.dropout.deterministic or self.dropout.rate == 0:
+            attended = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=is_causal)
+        else:
+            scores = jnp.einsum("bthc,bshc->bhts", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
+            allowed = jnp.tril(jnp.ones(scores.shape[-2:], bool)) if is_causal else jnp.bool_(True)
+            allowed = allowed if mask is None else allowed & mask
+            weights = jax.nn.softmax(jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)).astype(v.dtype)
+            attended = jnp.einsum("bhts,bshc->bthc", self.dropout(weights, rngs=rngs), v)
+        return self.out(attended.reshape(query.shape))
 
 
 class MLP(nnx.Module):
@@ -92,23 +122,133 @@ class Block(nnx.Module):
         activation: Activation,
         norm_first: bool = True,
         epsilon: float = 1e-5,
+        dropout: float = 0.0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
+        self.attention = Attention(width, heads, dropout=dropout, dtype=dtype, rngs=rngs)
         self.attention_norm = layer_norm(width, epsilon, dtype, rngs)
         self.mlp = MLP(width, mlp_width, activation, dtype=dtype, rngs=rngs)
         self.mlp_norm = layer_norm(width, epsilon, dtype, rngs)
+        self.dropout = Dropout(dropout)
         self.norm_first = norm_first
 
     def __call__(
-        self, x: Float[Array, "b t d"], mask: Bool[Array, "b 1 #t t"] | None = None, *, is_causal: bool = False
+        self,
+        x: Float[Array, "b t d"],
+        mask: Bool[Array, "b 1 #t t"] | None = None,
+        *,
+        is_causal: bool = False,
+        rngs: Rngs = None,
     ) -> Float[Array, "b t d"]:
+        def attend(x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+            return self.dropout(self.attention(x, mask=mask, is_causal=is_causal, rngs=rngs), rngs=rngs)
+
+        def feed_forward(x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+            return self.dropout(self.mlp(x), rngs=rngs)
+
         if self.norm_first:
-            x = x + self.attention(self.attention_norm(x), mask, is_causal=is_causal)
-            return x + self.mlp(self.mlp_norm(x))
-        x = self.attention_norm(x + self.attention(x, mask, is_causal=is_causal))
-        return self.mlp_norm(x + self.mlp(x))
+            x = x + attend(self.attention_norm(x))
+            return x + feed_forward(self.mlp_norm(x))
+        x = self.attention_norm(x + attend(x))
+        return self.mlp_norm(x + feed_forward(x))
+
+
+class Conv(nnx.Conv):
+    """A convolution with PyTorch's symmetric padding, which keeps the size at stride 1; 1x1 is a matrix product."""
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        use_bias: bool = False,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            d_in,
+            d_out,
+            (kernel_size, kernel_size),
+            strides=stride,
+            padding=dilation * (kernel_size // 2),
+            kernel_dilation=dilation,
+            use_bias=use_bias,
+            kernel_init=nnx.initializers.he_normal(),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.is_pointwise = kernel_size == stride == 1
+
+    def __call__(self, inputs: Float[Array, "b h w d_in"], out_sharding: Any = None) -> Float[Array, "b h2 w2 d_out"]:
+        if not self.is_pointwise:
+            return super().__call__(inputs, out_sharding)
+        dtype = self.dtype or inputs.dtype
+        flat = inputs.astype(dtype).reshape(-1, inputs.shape[-1]) @ self.kernel[0, 0].astype(dtype)
+        if self.bias is not None:
+            flat += self.bias.astype(dtype)
+        return flat.reshape(*inputs.shape[:-1], self.out_features)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last, with PyTorch's defaults and rules.
+
+    In training mode the statistics are those of the global batch, whatever mesh it is split over, and the running ones
+    move towards them: by `momentum` 0.1, and with the unbiased variance, as PyTorch has it (flax takes the biased one).
+    """
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, epsilon: float = 1e-5, momentum: float = 0.1):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.mean = nnx.BatchStat(jnp.zeros(width))
+        self.var = nnx.BatchStat(jnp.ones(width))
+        self.epsilon = epsilon
+        self.momentum = momentum
+        self.dtype = dtype
+        self.use_running_average = True  # what nnx's train() and eval() set
+
+    def __call__(self, x: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
+        wide = x.astype(jnp.float32)
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            axes = tuple(range(x.ndim - 1))
+            mean = wide.mean(axes)
+            var = jnp.square(wide - mean).mean(axes)
+            count = x.size // x.shape[-1]
+            kept = 1 - self.momentum
+            self.mean[...] = kept * self.mean[...] + self.momentum * jax.lax.stop_gradient(mean)
+            unbiased = jax.lax.stop_gradient(var) * (count / max(1, count - 1))
+            self.var[...] = kept * self.var[...] + self.momentum * unbiased
+        factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
+        return ((wide - mean) * factor + self.bias[...]).astype(self.dtype)
+
+
+class ConvNorm(nnx.Module):
+    """A convolution without bias, BatchNorm and, unless it is switched off, ReLU."""
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        has_relu: bool = True,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = Conv(d_in, d_out, kernel_size, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(d_out, dtype=dtype)
+        self.has_relu = has_relu
+
+    def __call__(self, x: Float[Array, "b h w d_in"]) -> Float[Array, "b h2 w2 d_out"]:
+        x = self.norm(self.conv(x))
+        return jax.nn.relu(x) if self.has_relu else x
 
 
 class PatchEmbedding(nnx.Module):
@@ -192,10 +332,13 @@ def interpolation_matrix(size_in: int, size_out: int, method: Method, align_corn
 def resize(
     x: Float[Array, "b h w c"], size: tuple[int, int], method: Method, *, align_corners: bool = False
 ) -> Float[Array, "b height width c"]:
-    """Resizes as `torch.nn.functional.interpolate(..., antialias=False)` does, in the dtype of `x`."""
+    """Resizes as `torch.nn.functional.interpolate(..., antialias=False)` does, in the dtype of `x`.
+
+    Accelerators would round a float32 product to fewer bits: here it is exact, for positions and logits pass through.
+    """
     rows = interpolation_matrix(x.shape[1], size[0], method, align_corners).astype(x.dtype)
     columns = interpolation_matrix(x.shape[2], size[1], method, align_corners).astype(x.dtype)
-    return jnp.einsum("Hh,bhwc,Ww->bHWc", rows, x, columns)
+    return jnp.einsum("Hh,bhwc,Ww->bHWc", rows, x, columns, precision="highest")
 
 
 def normalize_pixels(

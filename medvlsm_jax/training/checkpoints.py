@@ -23,7 +23,8 @@ from orbax.checkpoint import v1 as orbax_v1
 from medvlsm_jax import atomic
 from medvlsm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models import NETWORKS, Model, ModelConfig, abstract_model, network_of, override
+from medvlsm_jax.models import NETWORKS, abstract_model, network_of, override
+from medvlsm_jax.models.network import Network, NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
 from medvlsm_jax.training.sharding import make_mesh, tree_shardings
 
@@ -41,17 +42,17 @@ SCORE = "dice"  # by which the best checkpoint is chosen
 class Pretrained:
     """A model from disk: its description and its arrays, sharded over a mesh."""
 
-    config: ModelConfig
+    config: NetworkConfig
     graphdef: nnx.GraphDef
     arrays: Arrays
     tokenizer: str  # a folder or a hub id
 
-    def model(self) -> Model:
+    def model(self) -> Network:
         """The model itself."""
         return merge_model(self.graphdef, self.arrays)
 
 
-def write_description(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+def write_description(folder: Path, config: NetworkConfig, tokenizer: Tokenizer | None) -> None:
     """Writes model.json and, where given, the tokenizer's files."""
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
@@ -60,7 +61,7 @@ def write_description(folder: Path, config: ModelConfig, tokenizer: Tokenizer | 
     atomic.write_text(folder / MODEL_FILE, json.dumps(content, indent=1) + "\n")
 
 
-def read_description(folder: Path) -> tuple[str, ModelConfig]:
+def read_description(folder: Path) -> tuple[str, NetworkConfig]:
     """The network and the config of a model folder or a workdir; raises UserError when it is neither."""
     path = folder / MODEL_FILE
     try:
@@ -76,20 +77,26 @@ def read_description(folder: Path) -> tuple[str, ModelConfig]:
         raise UserError(f"{path} describes no model of this version ({error!r})") from error
 
 
-def tokenizer_of(folder: Path, config: ModelConfig) -> str:
+def tokenizer_of(folder: Path, config: NetworkConfig) -> str:
     """Where a model's tokenizer is: in its folder, else what its config names."""
     packed = folder / TOKENIZER_FOLDER
     return str(packed) if packed.is_dir() else config.tokenizer
 
 
-def load_model_tokenizer(name: str, config: ModelConfig) -> Tokenizer:
-    """The tokenizer called `name`, a folder or a hub id; raises UserError when it is not the one of the model."""
-    tokenizer = load_tokenizer(name, config.text.context_length)
+def load_model_tokenizer(name: str, config: NetworkConfig) -> Tokenizer | None:
+    """The tokenizer called `name`, a folder or a hub id; None for a network that reads no sentence.
+
+    Raises:
+        UserError: it cannot be loaded, or is not the one of the model.
+    """
+    if config.text is None:
+        return None
+    tokenizer = load_tokenizer(name, config.text.context_length, config.text.pad_token_id)
     tokenizer.check(config.text.vocab_size, config.text.eos_token_id)
     return tokenizer
 
 
-def save_model(folder: str | Path, model: Model, tokenizer: Tokenizer | None = None) -> None:
+def save_model(folder: str | Path, model: Network, tokenizer: Tokenizer | None = None) -> None:
     """Writes a model folder, whole or not at all; an older model folder of that name is replaced.
 
     Raises:
@@ -140,7 +147,7 @@ def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: A
     return Pretrained(config, graphdef, arrays, tokenizer_of(folder, config))
 
 
-def load(path: str | Path, **overrides: Any) -> Model:
+def load(path: str | Path, **overrides: Any) -> Network:
     """A converted or finetuned model from its folder; of a workdir, the checkpoint with the best validation Dice."""
     return load_pretrained(path, **overrides).model()
 

@@ -4,23 +4,40 @@ import dataclasses
 import math
 
 import optax
+from flax import nnx
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models import Model
+from medvlsm_jax.models.network import Network
 from medvlsm_jax.models.parameters import Arrays, undotted
 
 
-def is_trained(model: Model, name: str, *, freeze_encoder: bool, freeze_decoder: bool) -> bool:
+def is_frozen(model: Network, child: str, *, freeze_encoder: bool, freeze_decoder: bool) -> bool:
+    """Whether a child of the model is left as it is."""
+    return freeze_encoder if child in model.encoder else freeze_decoder
+
+
+def set_training_mode(model: Network, *, freeze_encoder: bool, freeze_decoder: bool) -> None:
+    """Training mode for what is trained. Frozen means frozen: running statistics stand still and nothing is dropped."""
+    model.train()
+    for name, child in nnx.iter_children(model):
+        frozen = is_frozen(model, str(name), freeze_encoder=freeze_encoder, freeze_decoder=freeze_decoder)
+        if frozen and isinstance(child, nnx.Module):
+            child.eval()
+
+
+def is_trained(model: Network, name: str, *, freeze_encoder: bool, freeze_decoder: bool) -> bool:
     """Whether a parameter is updated: neither frozen nor without influence on the logits.
 
     PyTorch gives an unused parameter no gradient and so no weight decay; leaving it alone here does the same.
     """
     path = undotted(name)
-    frozen = (freeze_encoder and path[0] in model.encoder) or (freeze_decoder and path[0] not in model.encoder)
+    frozen = is_frozen(model, str(path[0]), freeze_encoder=freeze_encoder, freeze_decoder=freeze_decoder)
     return not frozen and not model.unused(path)
 
 
-def split_trained(model: Model, params: Arrays, *, freeze_encoder: bool, freeze_decoder: bool) -> tuple[Arrays, Arrays]:
+def split_trained(
+    model: Network, params: Arrays, *, freeze_encoder: bool, freeze_decoder: bool
+) -> tuple[Arrays, Arrays]:
     """The parameters that are updated, and those that are not."""
     flags = {
         name: is_trained(model, name, freeze_encoder=freeze_encoder, freeze_decoder=freeze_decoder) for name in params

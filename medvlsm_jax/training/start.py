@@ -1,6 +1,7 @@
 """Where a run's model comes from: its own newest checkpoint, then `config.init`, then random weights."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models import NETWORKS, ModelConfig, abstract_model, network_of, override, preset
+from medvlsm_jax.models import abstract_model, initial_arrays, override, preset
+from medvlsm_jax.models.network import NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, split_model
 from medvlsm_jax.training.checkpoints import (
     Checkpoints,
@@ -21,7 +23,7 @@ from medvlsm_jax.training.checkpoints import (
     read_description,
     tokenizer_of,
 )
-from medvlsm_jax.training.optimizer import EarlyStopping, ReduceOnPlateau, split_trained
+from medvlsm_jax.training.optimizer import EarlyStopping, ReduceOnPlateau, set_training_mode, split_trained
 from medvlsm_jax.training.sharding import tree_shardings
 from medvlsm_jax.training.state import TrainState, new_state
 
@@ -32,12 +34,25 @@ class Source:
 
     kind: str  # "checkpoint", "init" or "random"
     folder: Path | None  # of the first two
-    config: ModelConfig
+    config: NetworkConfig
     tokenizer: str  # a folder or a hub id
 
 
-def find_source(config: ml_collections.ConfigDict, workdir: Path, latest: int | None) -> Source:
-    """Follows the start-up precedence; raises UserError when a checkpoint is of another network than `config.model`."""
+def find_source(
+    config: ml_collections.ConfigDict, workdir: Path, latest: int | None, targets: tuple[str, ...] = ()
+) -> Source:
+    """Follows the start-up precedence.
+
+    Args:
+        config: of the run.
+        workdir: of the run.
+        latest: the newest step that was saved there.
+        targets: the classes that the training records name. A network that reads no sentence cannot know which of
+            several is meant, so it gets one output for each.
+
+    Raises:
+        UserError: a checkpoint is of another network than `config.model`, or has no output for a class.
+    """
     network, model_config = preset(config.model)
     kind, folder = "random", None
     if latest is not None:
@@ -50,12 +65,23 @@ def find_source(config: ml_collections.ConfigDict, workdir: Path, latest: int | 
         if found != network:
             raise UserError(f"{folder} holds a {found}, but config.model is {config.model!r}: choose a {found} preset")
         tokenizer = tokenizer_of(folder, model_config)
-    return Source(kind, folder, override(model_config, model_overrides(config)), config.tokenizer or tokenizer)
+    model_config = override(model_config, model_overrides(config))
+    if model_config.text is None and len(targets) > 1 and not model_config.classes:
+        if folder is not None:
+            raise UserError(
+                f"{folder} has one output, but the training records name {len(targets)} classes and a {network} reads "
+                f"no sentence: convert its weights with --classes={','.join(targets)!r}, or choose one by config.target"
+            )
+        model_config = override(model_config, {"classes": targets})
+    return Source(kind, folder, model_config, config.tokenizer or tokenizer)
 
 
 def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The model's fields that a run or an evaluation may set."""
-    overrides: dict[str, Any] = {"dtype": resolve_dtype(config.dtype)}
+    try:
+        overrides: dict[str, Any] = json.loads(config.model_options or "{}") | {"dtype": resolve_dtype(config.dtype)}
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"config.model_options={config.model_options!r} is no json object: {error}") from error
     if config.image_size:
         overrides["image_size"] = config.image_size
     if config.zero_prompt:
@@ -110,6 +136,19 @@ def new_progress(config: ml_collections.ConfigDict) -> RunProgress:
     return RunProgress(ReduceOnPlateau(config.learning_rate, **config.plateau), EarlyStopping(**config.early_stopping))
 
 
+def freezing(config: ml_collections.ConfigDict) -> dict[str, bool]:
+    """What is frozen: the encoder where `config.init` brings pretrained weights, unless the config says otherwise."""
+    frozen_encoder = config.freeze_encoder if config.freeze_encoder is not None else bool(config.init)
+    return {"freeze_encoder": frozen_encoder, "freeze_decoder": config.freeze_decoder}
+
+
+def training_graph(config: ml_collections.ConfigDict, source: Source) -> nnx.GraphDef:
+    """The model's graph with what is trained in training mode."""
+    model = abstract_model(source.config)
+    set_training_mode(model, **freezing(config))
+    return nnx.graphdef(model)
+
+
 def start_state(
     config: ml_collections.ConfigDict,
     source: Source,
@@ -120,12 +159,10 @@ def start_state(
     """The state that training goes on from, every array made or restored in its sharding, and the counters."""
     model = abstract_model(source.config)
     _, params, stats = split_model(model)
-    frozen_encoder = config.freeze_encoder if config.freeze_encoder is not None else bool(config.init)
-    freezing = {"freeze_encoder": frozen_encoder, "freeze_decoder": config.freeze_decoder}
     progress = new_progress(config)
 
     def assemble(arrays: Arrays, opt_state: Any = None, step: int = 0) -> TrainState:
-        trained, frozen = split_trained(model, {name: arrays[name] for name in params}, **freezing)
+        trained, frozen = split_trained(model, {name: arrays[name] for name in params}, **freezing(config))
         if not trained:
             raise UserError("nothing is left to train: config.freeze_encoder and config.freeze_decoder are both set")
         return new_state(trained, frozen, {name: arrays[name] for name in stats}, optimizer, mesh, opt_state, step)
@@ -139,15 +176,5 @@ def start_state(
         return assemble(arrays, opt_state, step), progress
     if source.folder is not None:
         return assemble(load_pretrained(source.folder, mesh, **model_overrides(config)).arrays), progress
-    return assemble(random_arrays(source, config.seed, mesh)), progress
-
-
-def random_arrays(source: Source, seed: int, mesh: Mesh) -> Arrays:
-    """Initial parameters and statistics, made on the devices that hold them."""
-
-    def build() -> Arrays:
-        network = NETWORKS[network_of(source.config)]
-        _, params, stats = split_model(network(source.config, rngs=nnx.Rngs(seed)))
-        return {**params, **stats}
-
-    return jax.jit(build, out_shardings=tree_shardings(jax.eval_shape(build), mesh))()
+    arrays = initial_arrays(source.config, config.seed, shardings=lambda shapes: tree_shardings(shapes, mesh))
+    return assemble(arrays), progress

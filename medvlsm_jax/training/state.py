@@ -9,11 +9,12 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from medvlsm_jax.evaluation.metrics import dice_and_iou
-from medvlsm_jax.models import ModelConfig
 from medvlsm_jax.models.layers import normalize_pixels
-from medvlsm_jax.models.parameters import Arrays, merge_model
+from medvlsm_jax.models.network import Network
+from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
 from medvlsm_jax.training.losses import Loss
 from medvlsm_jax.training.sharding import batch_sharding, replicated, tree_shardings
 
@@ -52,57 +53,80 @@ def new_state(
     return TrainState(jax.device_put(np.int32(step), replicated(mesh)), trained, frozen, stats, opt_state)
 
 
-def apply(graphdef: nnx.GraphDef, config: ModelConfig, arrays: Arrays, batch: dict[str, jax.Array]) -> jax.Array:
-    """Logits (B, H, W, 1) for a batch of uint8 images and tokens."""
-    model = merge_model(graphdef, arrays)
+def forward(
+    model: Network, batch: dict[str, jax.Array], rngs: nnx.Rngs | None = None
+) -> Float[Array, "b height width 1"]:
+    """Logits for a batch of uint8 images and tokens; of several classes, those of the one that each record asks for."""
+    config = model.config
     pixel_values = normalize_pixels(batch["image"], config.pixel_mean, config.pixel_std)
-    return model(pixel_values, batch["input_ids"], batch["attention_mask"])
+    logits = model(pixel_values, batch.get("input_ids"), batch.get("attention_mask"), rngs=rngs)
+    if "class_index" not in batch:
+        return logits
+    return jnp.take_along_axis(logits, batch["class_index"][:, None, None, None], axis=-1)
 
 
 def make_train_step(
     graphdef: nnx.GraphDef,
-    config: ModelConfig,
     optimizer: optax.GradientTransformation,
     loss: Loss,
     mesh: Mesh,
     state: TrainState,
     *,
     accumulation: int = 1,
+    seed: int = 0,
 ) -> Step:
     """Compiles `(state, batch, learning_rate) -> (state, metrics)`; the state's buffers are donated.
 
     Args:
-        graphdef: the model's graph.
-        config: its config.
+        graphdef: the model's graph, in training mode.
         optimizer: updates up to the learning rate.
         loss: one value an image.
         mesh: the devices.
         state: a state, or its shapes.
-        accumulation: parts that a batch is cut into and worked through one after another, to save memory.
+        accumulation: parts that a batch is cut into and worked through one after another, to save memory; BatchNorm
+            sees one part at a time.
+        seed: of dropout, whose masks are a function of it, the step and the part.
     """
 
-    def loss_of(trained: Arrays, frozen: Arrays, stats: Arrays, batch: dict[str, jax.Array]) -> jax.Array:
-        logits = apply(graphdef, config, {**trained, **frozen, **stats}, batch)
-        return loss(logits, batch["mask"].astype(jnp.float32)).mean()
+    def loss_of(
+        trained: Arrays, frozen: Arrays, stats: Arrays, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, Arrays]]:
+        """The weighted sum over images; the sum of the weights, and the new statistics."""
+        model = merge_model(graphdef, {**trained, **frozen, **stats})
+        target = batch["mask"].astype(jnp.float32)
+        logits = forward(model, batch, nnx.Rngs(key))
+        weights = loss.weights(target)
+        return (loss(logits, target) * weights).sum(), (weights.sum(), split_model(model)[2])
 
-    def gradients(state: TrainState, batch: dict[str, jax.Array]) -> tuple[jax.Array, Arrays]:
-        def one_part(part: dict[str, jax.Array]) -> tuple[jax.Array, Arrays]:
-            return jax.value_and_grad(loss_of)(state.trained, state.frozen, state.stats, part)
+    def gradients(state: TrainState, batch: dict[str, jax.Array]) -> tuple[jax.Array, Arrays, Arrays]:
+        """The mean loss over the images that count, its gradient, and the new statistics."""
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
 
+        def add_part(total: Any, numbered: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[Any, None]:
+            sums, stats = total
+            number, part = numbered
+            (value, (weight, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+                state.trained, state.frozen, stats, part, jax.random.fold_in(key, number)
+            )
+            return (jax.tree.map(jnp.add, sums, (value, weight, grads)), stats), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), jnp.zeros(()), state.trained))
         if accumulation == 1:
-            return one_part(batch)
-        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), state.trained))
-        add = lambda total, part: (jax.tree.map(jnp.add, total, one_part(part)), None)  # noqa: E731
-        total, _ = jax.lax.scan(add, zeros, cut(batch, accumulation))
-        return jax.tree.map(lambda x: x / accumulation, total)
+            total, _ = add_part((zeros, state.stats), (jnp.int32(0), batch))
+        else:
+            parts = (jnp.arange(accumulation), cut(batch, accumulation))
+            total, _ = jax.lax.scan(add_part, (zeros, state.stats), parts)
+        (value, weight, grads), stats = total
+        value, grads = jax.tree.map(lambda x: x / jnp.maximum(weight, 1), (value, grads))
+        return value, grads, stats
 
     def train_step(
         state: TrainState, batch: dict[str, jax.Array], learning_rate: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        value, grads = gradients(state, batch)
+        value, grads, stats = gradients(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
         trained = jax.tree.map(lambda p, u: p - learning_rate * u, state.trained, updates)
-        new = state._replace(step=state.step + 1, trained=trained, opt_state=opt_state)
+        new = state._replace(step=state.step + 1, trained=trained, stats=stats, opt_state=opt_state)
         return new, {"loss": value, "grad_norm": optax.tree.norm(grads)}
 
     shardings = tree_shardings(state, mesh)
@@ -120,28 +144,29 @@ def cut(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef, config: ModelConfig, mesh: Mesh, loss: Loss | None = None, *, probabilities: bool = False
+    graphdef: nnx.GraphDef, mesh: Mesh, loss: Loss | None = None, *, probabilities: bool = False
 ) -> Callable[[Arrays, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """Compiles `(arrays, batch) -> values of each image`: index, valid, dice, iou, and the loss if one is given.
+    """Compiles `(arrays, batch) -> values of each image`: index, valid, dice, iou, and if one is given loss and weight.
 
     They are replicated, so that every process can read all of them; the map called `probability`, on request, stays
     where its rows are.
     """
 
     def eval_step(arrays: Arrays, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        logits = apply(graphdef, config, arrays, batch)
+        model = merge_model(graphdef, arrays)
+        logits = forward(model, batch)
         target = batch["mask"].astype(jnp.float32)
-        values = dice_and_iou(logits, target, config.threshold)
+        values = dice_and_iou(logits, target, model.config.threshold)
         values |= {name: batch[name] for name in ("index", "valid")}
         if loss is not None:
-            values["loss"] = loss(logits, target)
+            values |= {"loss": loss(logits, target), "weight": loss.weights(target)}
         if probabilities:
             values["probability"] = jax.nn.sigmoid(logits)
         return values
 
     shardings: dict[str, Any] = dict.fromkeys(("index", "valid", "dice", "iou"), replicated(mesh))
     if loss is not None:
-        shardings["loss"] = replicated(mesh)
+        shardings |= {"loss": replicated(mesh), "weight": replicated(mesh)}
     if probabilities:
         shardings["probability"] = batch_sharding(mesh)
     return jax.jit(eval_step, out_shardings=shardings)

@@ -1,17 +1,37 @@
-"""Checkpoint files of any format, or a hub id, to numpy arrays. Nothing in a file is ever executed."""
+"""Checkpoint files of any format, or a hub id, to numpy arrays, and back.
 
+No Python code in a file is ever executed.
+"""
+
+import os
 import pickle
 import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from medvlsm_jax.errors import UserError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TORCH_ENDINGS = (".bin", ".pt", ".pth")
+# What torch and zipfile raise for files that are cut short or of another kind.
+BROKEN = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")
 
 
@@ -88,15 +108,12 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
     """A file written by `torch.save`, read without running any code that it carries."""
+    torch = import_torch(f"reading {path.name}")
     try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"reading {path.name} needs PyTorch: pip install 'medvlsm-jax[torch]', or give a .safetensors file"
-        ) from error
-    try:
+        if is_torchscript(path):
+            return floats(read_torchscript(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error) as error:
+    except BROKEN as error:
         # torch reports what is no pickle at all, a web page for example, as an unknown operand.
         if isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in str(error):
             raise UserError(
@@ -107,11 +124,64 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} cannot be read as a PyTorch file ({reason}): it may be truncated or of another kind"
         ) from error
+    return floats({name: value for name, value in find_state_dict(content).items() if isinstance(value, torch.Tensor)})
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive of torch.jit.save, as OpenAI's CLIP files are."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read_torchscript(path: Path) -> dict[str, Any]:
+    """The tensors of a TorchScript archive; its program is loaded and not run."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the format is retired, the files are not
+        return torch.jit.load(path, map_location="cpu").state_dict()
+
+
+def floats(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Tensors as arrays, half precision widened exactly."""
     return {
-        name: value.float().numpy() if value.is_floating_point() else value.numpy()
-        for name, value in find_state_dict(content).items()
-        if isinstance(value, torch.Tensor)
+        name: value.float().numpy() if value.is_floating_point() else value.numpy() for name, value in tensors.items()
     }
+
+
+def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
+    """Writes a `.safetensors` file, or with torch.save a `.bin`, `.pt` or `.pth` file, whole or not at all.
+
+    Raises:
+        UserError: the ending is another one, or PyTorch is needed and not installed.
+    """
+    path = Path(path).absolute()
+    if path.suffix not in (".safetensors", *TORCH_ENDINGS):
+        raise UserError(f"{path}: give a file that ends in .safetensors, {', '.join(TORCH_ENDINGS)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix == ".safetensors":
+            save_file(dict(state_dict), temporary, metadata={"format": "pt"})  # transformers asks for the format
+        else:
+            torch = import_torch(f"writing {path.name}")
+            torch.save({name: torch.from_numpy(np.array(array)) for name, array in state_dict.items()}, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def import_torch(purpose: str) -> Any:
+    """The torch module; raises UserError when it is not installed."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{purpose} needs PyTorch: pip install 'medvlsm-jax[torch]' (files that end in .safetensors do without)"
+        ) from error
+    return torch
 
 
 def find_state_dict(content: Any) -> dict[str, Any]:

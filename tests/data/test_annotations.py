@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medvlsm_jax.data.annotations import check_files, load_records
+from medvlsm_jax.data.annotations import check_files, find_target, load_records, select_target, targets_of
 from medvlsm_jax.data.cards import CARDS
 from medvlsm_jax.errors import UserError
 
@@ -186,3 +186,31 @@ def test_the_published_annotations_are_read_whole(shared, tmp_path, dataset):
 def test_real_samples_have_their_files(shared, dataset):
     for split in ("train", "val", "test"):
         check_files(load_records(shared / "realdata", dataset, split, is_required=False))
+
+
+def test_a_record_is_of_its_datasets_only_class(write, tmp_path):
+    write([ENTRY], dataset="isic")
+    write([ENTRY], dataset="mine")
+    assert [load_records(tmp_path, name, "train")[0].target for name in ("isic", "mine")] == ["skin melanoma", ""]
+
+
+def test_of_several_classes_the_sentence_p1_names_the_records(write, tmp_path):
+    sentences = ["Pleural Effusion in a chest Xray.", ["Edema in a chest Xray.", "Edema."], "A heart."]
+    write([ENTRY | {"prompts": {"p1": sentence}} for sentence in sentences], dataset="chexlocalize")
+    records = load_records(tmp_path, "chexlocalize", "train")
+    assert [record.target for record in records] == ["pleural effusion", "edema", ""]
+    assert targets_of(records) == ("pleural effusion", "edema")
+    assert select_target(records, "edema") == records[1:2]
+    assert select_target(records, "") == records
+    with pytest.raises(UserError, match=r"config.target='polyp'.*the classes named are pleural effusion, edema"):
+        select_target(records, "polyp")
+
+
+def test_every_published_record_names_one_of_the_17_classes(shared):
+    found = set()
+    for dataset in set(CARDS) - {"sample"}:
+        for path in (shared / "annotations" / dataset).glob("*.json"):
+            prompts = [entry["prompts"] for entry in json.loads(path.read_text())]
+            found |= {find_target(CARDS[dataset], prompt) for prompt in prompts}
+    assert len(found) == 17
+    assert "" not in found

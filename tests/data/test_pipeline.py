@@ -13,6 +13,7 @@ from medvlsm_jax.data.annotations import load_records
 from medvlsm_jax.data.images import load_pair
 from medvlsm_jax.data.pipeline import Loader, eval_batches, steps_per_epoch, train_batches
 from medvlsm_jax.data.tokenizers import load_tokenizer
+from medvlsm_jax.errors import UserError
 
 BATCH = 4
 RECORDS = 10  # two passes are five batches
@@ -161,3 +162,15 @@ def test_an_unreadable_image_is_named(loader, parsed_flags, num_workers, tmp_pat
     batches = train_batches(dataclasses.replace(loader, records=records), BATCH, seed=0, num_workers=num_workers)
     with pytest.raises(Exception, match=f"{broken.image} cannot be decoded as an image"):
         take(batches, 3)
+
+
+def test_a_network_without_text_gets_no_tokens(loader):
+    assert set(dataclasses.replace(loader, tokenizer=None)(0)) == {"image", "mask", "index", "valid"}
+
+
+def test_a_network_with_several_outputs_is_told_which_one_a_record_is_about(loader):
+    records = [dataclasses.replace(r, target=("edema", "polyp")[i % 2]) for i, r in enumerate(loader.records)]
+    loader = dataclasses.replace(loader, records=records, classes=("polyp", "tumor", "edema"))
+    assert [int(loader(i)["class_index"]) for i in range(3)] == [2, 0, 2]
+    with pytest.raises(UserError, match=r"asks for 'edema', but the network has outputs for polyp alone"):
+        dataclasses.replace(loader, classes=("polyp",))

@@ -153,3 +153,23 @@ def test_a_hub_id_without_network_is_an_error_that_names_the_files():
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     with pytest.raises(UserError, match=r"'nobody/nothing'.*vocab\.json, merges\.txt"):
         load_tokenizer("nobody/nothing", 77)
+
+
+def test_another_padding_takes_the_place_of_the_tokenizers_own():
+    own, zero = load_tokenizer("builtin", 8), load_tokenizer("builtin", 8, 7)
+    (ids, mask), (replaced, same_mask) = own("one polyp"), zero("one polyp")
+    np.testing.assert_array_equal(mask, same_mask)
+    np.testing.assert_array_equal(replaced, np.where(mask > 0, ids, 7))
+
+
+def test_clips_end_token_pads_until_another_padding_is_asked_for(shared):
+    folder = str(shared / "tokenizers" / "clip")
+    (ids, mask), (replaced, _) = load_tokenizer(folder, 12)("one polyp"), load_tokenizer(folder, 12, 0)("one polyp")
+    assert set(ids[mask == 0]) == {49407}
+    assert set(replaced[mask == 0]) == {0}
+
+
+def test_an_encoder_that_looks_for_no_end_token_takes_any_that_fits_its_vocabulary(builtin):
+    builtin.check(1024, None)
+    with pytest.raises(UserError, match="does not fit"):
+        builtin.check(100, None)

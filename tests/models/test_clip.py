@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medvlsm_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from medvlsm_jax.models.clip import CLIPText, CLIPTextConfig
+from medvlsm_jax.models.vit import ViT, ViTConfig
 
 FLOAT32 = jnp.dtype("float32")
 END = 9
@@ -22,8 +23,8 @@ def text():
 
 @pytest.fixture(scope="module")
 def vision():
-    config = CLIPVisionConfig(patch_size=4, grid=3, width=8, depth=2, heads=2, mlp_width=16)
-    return CLIPVision(config, 4, dtype=FLOAT32, rngs=nnx.Rngs(0))
+    config = ViTConfig(patch_size=4, grid=3, width=8, depth=2, heads=2, mlp_width=16)
+    return ViT(config, 4, dtype=FLOAT32, rngs=nnx.Rngs(0))
 
 
 def embed(text, tokens: list[int], length: int | None = None) -> np.ndarray:

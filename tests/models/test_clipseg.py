@@ -15,7 +15,7 @@ from seeded_weights import seeded_pixels, seeded_state_dict, seeded_tensor
 from medvlsm_jax.models import create_model
 from medvlsm_jax.models.parameters import merge_model, split_model, undotted
 from medvlsm_jax.training import state as state_module
-from medvlsm_jax.training.losses import soft_dice
+from medvlsm_jax.training.losses import LOSSES
 from medvlsm_jax.training.optimizer import adamw, split_trained
 from medvlsm_jax.training.sharding import AXES, put_batch, tree_shardings
 from medvlsm_jax.training.state import make_train_step, new_state
@@ -108,7 +108,7 @@ def test_training_of_the_decoder_follows_the_originals(original, monkeypatch):
     batch = {"image": arrays["pixel_values"], "mask": arrays["mask"]}
     batch |= dict(zip(("input_ids", "attention_mask"), tokens_of(arrays), strict=True))
     batch = put_batch(jax.tree.map(np.asarray, batch), mesh)
-    step = make_train_step(graphdef, model.config, optimizer, soft_dice, mesh, state)
+    step = make_train_step(graphdef, optimizer, LOSSES["dice"], mesh, state)
 
     losses, norms = [], {}
     for _ in expected["losses"]:

@@ -1,6 +1,7 @@
 """A very small network as the preset "small" on two devices, compiled programs that are kept, and a finished run."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -105,3 +106,29 @@ def run(sample, tmp_path_factory, compiled_programs) -> Path:
 def run_copy(run, tmp_path) -> Path:
     """A finished run that a test may change."""
     return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def findings(sample, tmp_path_factory) -> Path:
+    """Chest findings of two classes, edema and lung lesion, whose images are the drawn sample's."""
+    folder = tmp_path_factory.mktemp("findings") / "chexlocalize"
+    (folder / "anns").mkdir(parents=True)
+    for name in ("images", "masks"):
+        (folder / name).symlink_to(sample / "sample" / name)
+    for path in (sample / "sample" / "anns").glob("*.json"):
+        entries = json.loads(path.read_text())
+        for i, entry in enumerate(entries):
+            entry["prompts"] |= {"p1": ("Edema", "Lung Lesion")[i % 2] + " in a chest Xray."}
+        (folder / "anns" / path.name).write_text(json.dumps(entries))
+    return folder.parent
+
+
+@pytest.fixture(scope="session")
+def two_classes(findings, tmp_path_factory, compiled_programs) -> Path:
+    """The workdir of a U-Net that was trained on both classes; tests leave it as it is."""
+    workdir = tmp_path_factory.mktemp("runs") / "two_classes"
+    config = make_config(findings)
+    config.update({"dataset": "chexlocalize", "model": "unet_tiny", "loss": "dice_nonempty", "max_steps": 2})
+    with small_preset():
+        train(config, workdir)
+    return workdir

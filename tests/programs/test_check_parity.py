@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from medvlsm_jax import create_model
-from medvlsm_jax.weights import reference
+from medvlsm_jax.weights.reference import clipseg as reference
 
 pytest.importorskip("torch")
 
@@ -28,13 +28,13 @@ def test_random_weights_agree_layer_by_layer(model, exact_matmul):
 
 
 def test_a_wrong_layer_shows_in_it_and_in_what_follows(model, exact_matmul, monkeypatch):
-    run = reference.clipseg_outputs
+    run = reference.our_outputs
 
     def wrong(model, *inputs) -> dict[str, np.ndarray]:
         outputs = run(model, *inputs)
         return outputs | {"logits": outputs["logits"] + jnp.float32(1e-2)}
 
-    monkeypatch.setattr(check_parity, "clipseg_outputs", wrong)
+    monkeypatch.setattr(reference, "our_outputs", wrong)
     differences = check_parity.compare(model, seed=1)
     assert differences.pop("logits") > 5e-5
     assert max(differences.values()) < 5e-5

@@ -2,26 +2,37 @@
 
 import pytest
 
-from configs import clipseg, quickstart
+from configs import biomedclipseg, biomedclipseg_d, clipseg, cris, deeplabv3plus, quickstart, unet, unetplusplus
 from medvlsm_jax.config import base_config
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import PRESETS
 
-FILES = [clipseg, quickstart]
+CNNS = [unet, unetplusplus, deeplabv3plus]
+PUBLISHED = [clipseg, biomedclipseg, biomedclipseg_d, cris, *CNNS]
+FILES = [*PUBLISHED, quickstart]
 
 
-def test_clipseg_is_the_published_recipe():
-    config = clipseg.get_config()
-    assert {name: config[name] for name in ("model", "loss", "learning_rate", "weight_decay", "max_grad_norm")} == {
-        "model": "clipseg",
-        "loss": "dice",
-        "learning_rate": 2e-3,
-        "weight_decay": 1e-3,
-        "max_grad_norm": 0.5,
-    }
-    assert (config.batch_size, config.num_epochs, config.seed, config.schedule) == (128, 1000, 42, "constant")
+@pytest.mark.parametrize("file", PUBLISHED)
+def test_every_network_has_the_published_recipe(file):
+    config = file.get_config()
+    assert config.model == file.__name__.split(".")[-1]
+    assert (config.num_epochs, config.seed, config.schedule, config.max_grad_norm) == (1000, 42, "constant", 0.5)
     assert config.plateau.to_dict() == {"factor": 0.1, "patience": 5, "threshold": 1e-4}
     assert (config.early_stopping.patience, config.early_stopping.min_delta) == (20, 1e-4)
+
+
+@pytest.mark.parametrize("file", [clipseg, biomedclipseg, biomedclipseg_d, cris])
+def test_networks_with_a_text_encoder_minimise_soft_dice_by_adamw(file):
+    config = file.get_config()
+    assert (config.loss, config.weight_decay, config.freeze_encoder) == ("dice", 1e-3, None)
+    assert (config.batch_size, config.learning_rate) == ((32, 2e-5) if file is cris else (128, 2e-3))
+
+
+@pytest.mark.parametrize("file", CNNS)
+def test_image_only_networks_are_trained_whole_by_adam_on_masks_that_are_not_empty(file):
+    config = file.get_config()
+    assert (config.loss, config.weight_decay, config.learning_rate) == ("dice_nonempty", 0.0, 1e-3)
+    assert config.freeze_encoder is False
 
 
 def test_quickstart_trains_a_tiny_network_on_the_sample():

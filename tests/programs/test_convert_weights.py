@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from convert_weights import convert
+from convert_weights import convert, write_back
 from safetensors.numpy import save_file
 from seeded_weights import seeded_state_dict
 
@@ -100,3 +100,50 @@ def test_a_folder_of_something_else_is_not_overwritten(source, tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path} exists and is no model folder: choose another --output"):
         convert(MODEL, str(source), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_starts_random_is_said_and_where_it_lies_in_the_encoder(parity, tmp_path):
+    whole = seeded_state_dict(parity / "cris_tiny")
+    rn50 = {
+        name.removeprefix("backbone."): array
+        for name, array in whole.items()
+        if name.startswith("backbone.") and ".connect." not in name
+    }
+    save_file(rn50, tmp_path / "RN50.safetensors")
+    message = convert("cris_tiny", str(tmp_path / "RN50.safetensors"), str(tmp_path / "out"))
+    assert "random: neck., decoder., proj., backbone.visual.attnpool.connect." in message
+    assert "a part of that lies in the encoder: train with --config.freeze_encoder=false" in message
+
+
+def test_biomedclipseg_d_takes_its_decoder_from_clipseg(parity, tmp_path):
+    own, clipseg = (seeded_state_dict(parity / name) for name in ("biomedclipseg_tiny", "clipseg_tiny"))
+    encoders = {name.removeprefix("biomedclip."): x for name, x in own.items() if name.startswith("biomedclip.")}
+    save_file(encoders, tmp_path / "biomedclip.safetensors")
+    with pytest.raises(UserError, match=r"biomedclipseg_d_tiny starts with CLIPSeg's decoder: .* --decoder_source"):
+        convert("biomedclipseg_d_tiny", str(tmp_path / "biomedclip.safetensors"), str(tmp_path / "out"))
+    save_file(clipseg, tmp_path / "clipseg.safetensors")
+    sources = (str(tmp_path / "biomedclip.safetensors"), str(tmp_path / "out"))
+    convert("biomedclipseg_d_tiny", *sources, decoder_source=str(tmp_path / "clipseg.safetensors"), tokenizer="builtin")
+    converted = mv.to_torch(mv.load(tmp_path / "out"))
+    for name, array in converted.items():
+        expected = clipseg[name] if name.startswith("decoder.") else own[name]
+        np.testing.assert_array_equal(array, expected, err_msg=name)
+
+
+def test_a_clipseg_is_written_back_as_hugging_face_loads_it(source, tmp_path):
+    torch = pytest.importorskip("torch", reason="loads with Hugging Face's PyTorch model")
+    from transformers import CLIPSegForImageSegmentation
+
+    convert(MODEL, str(source), str(tmp_path / "model"))
+    write_back(str(tmp_path / "model"), str(tmp_path / "back"))
+    theirs = CLIPSegForImageSegmentation.from_pretrained(tmp_path / "back")
+    for name, array in seeded_state_dict(PARITY).items():
+        assert torch.equal(theirs.state_dict()[name], torch.from_numpy(array)), name
+    ours = mv.load(tmp_path / "model")
+    pixels = np.random.default_rng(0).standard_normal((1, 96, 96, 3)).astype(np.float32)
+    ids = np.array([[1, 50, 60, 3]])
+    with torch.no_grad():
+        expected = theirs(
+            pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), input_ids=torch.from_numpy(ids)
+        ).logits
+    np.testing.assert_allclose(ours(pixels, ids)[..., 0].squeeze(), expected.squeeze(), atol=1e-4)

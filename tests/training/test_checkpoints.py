@@ -146,7 +146,7 @@ def test_a_folder_without_a_description_is_no_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", '"clipseg"', "{}", '{"network": "unet", "config": {}}', '{"network": "clipseg"}'],
+    ["", "{", "[]", '"clipseg"', "{}", '{"network": "segnet", "config": {}}', '{"network": "clipseg"}'],
 )
 def test_a_description_of_no_known_network_is_refused(tmp_path, text):
     (tmp_path / "model.json").write_text(text)

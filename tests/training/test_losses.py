@@ -64,6 +64,21 @@ def test_the_gradient_is_finite_for_any_logit(half, name, logit):
     assert jnp.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize(("name", "counted"), [("dice", [1, 1]), ("dice_bce", [1, 1]), ("dice_nonempty", [0, 1])])
+def test_only_one_loss_leaves_out_images_with_an_empty_mask(half, name, counted):
+    np.testing.assert_array_equal(find_loss(name).weights(half.at[0].set(0)), counted)
+
+
+def test_the_loss_of_masks_that_are_not_empty_is_the_originals(parity):
+    arrays = np.load(parity / "loss_and_metrics.npz")
+    logits, mask = (jnp.asarray(arrays[name].transpose(0, 2, 3, 1), jnp.float32) for name in ("logits", "mask"))
+    loss = find_loss("dice_nonempty")
+    weights = loss.weights(mask)
+    assert np.flatnonzero(weights).tolist() == [0, 1, 2, 3, 5]
+    mean = (loss(logits, mask) * weights).sum() / weights.sum()
+    np.testing.assert_allclose(mean, arrays["tuned_dice_of_images_0_1_2_3_5"], rtol=2e-6)
+
+
 def test_an_unknown_loss_names_the_field_and_the_choices():
     with pytest.raises(UserError, match=r"unknown loss 'focal' in config.loss: choose one of dice, dice_bce"):
         find_loss("focal")

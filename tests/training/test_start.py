@@ -15,12 +15,12 @@ from medvlsm_jax.data.tokenizers import load_tokenizer
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models.parameters import split_model
 from medvlsm_jax.training.checkpoints import Checkpoints, write_description
+from medvlsm_jax.training.sharding import tree_shardings
 from medvlsm_jax.training.start import (
     Source,
     find_source,
     model_overrides,
     new_progress,
-    random_arrays,
     resolve_dtype,
     start_state,
 )
@@ -83,8 +83,19 @@ def test_an_init_that_does_not_exist_is_named(config, tmp_path):
 
 def test_an_unknown_preset_lists_the_known_ones(config, tmp_path):
     config.model = "clipsag"
-    with pytest.raises(UserError, match="unknown model 'clipsag': choose one of clipseg"):
+    with pytest.raises(UserError, match=r"unknown model 'clipsag': choose one of biomedclipseg, .*clipseg_tiny"):
         find_source(config, tmp_path, None)
+
+
+def test_any_field_of_the_model_can_be_set(config, tmp_path):
+    config.model_options = '{"extract_layers": [1], "text": {"pad_token_id": 7}}'
+    found = find_source(config, tmp_path, None).config
+    assert (found.extract_layers, found.text.pad_token_id) == ((1,), 7)
+    assert found.text.width == 16
+    for broken in ("{", "[1]", "extract_layers=[1]"):
+        config.model_options = broken
+        with pytest.raises(UserError, match=r"config\.model_options=.* is no json object"):
+            model_overrides(config)
 
 
 def test_the_config_sets_the_models_size_dtype_and_ablation(config):
@@ -108,7 +119,7 @@ def test_random_weights_are_those_of_create_model_with_that_seed_on_any_mesh(con
     smallest = {"text": {"depth": 0}, "vision": {"depth": 1}}  # compiling is the cost
     source = find_source(config, tmp_path, None)
     source = dataclasses.replace(source, config=models.override(source.config, smallest))
-    made = random_arrays(source, 7, mesh_of(1, 8))
+    made = models.initial_arrays(source.config, 7, shardings=lambda shapes: tree_shardings(shapes, mesh_of(1, 8)))
     _, params, _ = split_model(models.create_model("small", rngs=nnx.Rngs(7), **smallest))
     assert made.keys() == params.keys()
     for name, array in params.items():
@@ -119,7 +130,7 @@ def test_random_weights_are_those_of_create_model_with_that_seed_on_any_mesh(con
 
 def test_freezing_everything_is_refused(config, network, mesh_of, tmp_path, monkeypatch):
     source = find_source(config, tmp_path, None)
-    monkeypatch.setattr("medvlsm_jax.training.start.random_arrays", lambda *_: network.params)
+    monkeypatch.setattr("medvlsm_jax.training.start.initial_arrays", lambda *_, **__: network.params)
     config.freeze_encoder = config.freeze_decoder = True
     with (
         Checkpoints(tmp_path) as checkpoints,
@@ -136,7 +147,7 @@ def test_the_encoder_is_frozen_when_it_is_pretrained_unless_the_config_says(
     config, network, mesh_of, tmp_path, monkeypatch, init, freeze_encoder, is_frozen
 ):
     source = find_source(config, tmp_path, None)
-    monkeypatch.setattr("medvlsm_jax.training.start.random_arrays", lambda *_: network.params)
+    monkeypatch.setattr("medvlsm_jax.training.start.initial_arrays", lambda *_, **__: network.params)
     config.init, config.freeze_encoder = init, freeze_encoder
     with Checkpoints(tmp_path) as checkpoints:
         state, _ = start_state(config, source, optax.identity(), mesh_of(1), checkpoints)

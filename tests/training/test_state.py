@@ -6,10 +6,14 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
-from medvlsm_jax.training.losses import dice_bce
-from medvlsm_jax.training.optimizer import adamw, split_trained
+from medvlsm_jax import models
+from medvlsm_jax.models.parameters import split_model
+from medvlsm_jax.training.losses import LOSSES
+from medvlsm_jax.training.optimizer import adamw, set_training_mode, split_trained
 from medvlsm_jax.training.sharding import put_batch, tree_shardings
 from medvlsm_jax.training.state import cut, make_eval_step, make_train_step, new_state
 
@@ -27,7 +31,7 @@ def run(network, mesh_of, batches):
         optimizer = adamw(weight_decay=1e-3, max_grad_norm=0.5)
         placed = [jax.device_put(part, tree_shardings(part, mesh)) for part in (trained, frozen)]
         first = state = new_state(*placed, {}, optimizer, mesh)
-        options = (network.graphdef, network.config, optimizer, dice_bce, mesh, state)
+        options = (network.graphdef, optimizer, LOSSES["dice_bce"], mesh, state)
         step = make_train_step(*options, accumulation=accumulation)
         metrics = []
         with jax.default_matmul_precision("highest"):
@@ -113,7 +117,7 @@ def evaluate(network, mesh_of, batches):
     @functools.cache
     def values(data: int, fsdp: int = 1) -> dict[str, np.ndarray]:
         mesh = mesh_of(data, fsdp)
-        step = make_eval_step(network.graphdef, network.config, mesh, dice_bce, probabilities=True)
+        step = make_eval_step(network.graphdef, mesh, LOSSES["dice_bce"], probabilities=True)
         arrays = jax.device_put(network.params, tree_shardings(network.params, mesh))
         with jax.default_matmul_precision("highest"):
             return {name: np.asarray(value) for name, value in step(arrays, put_batch(batches[0], mesh)).items()}
@@ -132,9 +136,77 @@ def test_the_mesh_does_not_change_an_evaluation(evaluate, data, fsdp):
 def test_an_evaluation_returns_one_value_an_image_and_the_probabilities(evaluate, batches):
     values = evaluate(2)
     assert {name: value.shape for name, value in values.items() if value.ndim == 1} == dict.fromkeys(
-        ("dice", "iou", "loss", "index", "valid"), (8,)
+        ("dice", "iou", "loss", "weight", "index", "valid"), (8,)
     )
     assert values["probability"].shape == (8, 32, 32, 1)
     predicted, truth = values["probability"] > 0.5, batches[0]["mask"] > 0
     both, total = (predicted & truth).sum((1, 2, 3)), predicted.sum((1, 2, 3)) + truth.sum((1, 2, 3))
     np.testing.assert_allclose(values["dice"], 2 * both / total, rtol=1e-6)
+
+
+# --- Batch statistics, dropout and several classes ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_cnn(mesh_of, batches):
+    """Two steps of a small DeepLabV3+, which has BatchNorm and dropout, with two classes."""
+    sizes = {"encoder": {"layers": (1, 1, 1, 1), "width": 8}, "decoder_channels": 16, "image_size": 32}
+    config = models.override(models.PRESETS["deeplabv3plus_tiny"][1], sizes | {"classes": ("circle", "square")})
+    arrays = {name: np.array(array) for name, array in models.initial_arrays(config, 0).items()}
+    classes = np.arange(8, dtype=np.int32) % 2
+
+    @functools.cache
+    def take_steps(data: int, fsdp: int = 1, accumulation: int = 1, seed: int = 0) -> SimpleNamespace:
+        mesh, model = mesh_of(data, fsdp), models.abstract_model(config)
+        _, params, stats = split_model(model)
+        placed = jax.device_put(arrays, tree_shardings(arrays, mesh))
+        set_training_mode(model, freeze_encoder=False, freeze_decoder=False)
+        optimizer = adamw(weight_decay=0.0, max_grad_norm=0.5)
+        state = new_state(
+            {name: placed[name] for name in params}, {}, {name: placed[name] for name in stats}, optimizer, mesh
+        )
+        options = {"accumulation": accumulation, "seed": seed}
+        step = make_train_step(nnx.graphdef(model), optimizer, LOSSES["dice_nonempty"], mesh, state, **options)
+        losses = []
+        with jax.default_matmul_precision("highest"):
+            for batch in batches[:2]:
+                batch = {"image": batch["image"], "mask": batch["mask"], "class_index": classes}
+                state, values = step(state, put_batch(batch, mesh), jnp.float32(RATE))
+                losses.append(float(values["loss"]))
+        return SimpleNamespace(losses=losses, stats={name: np.asarray(x) for name, x in state.stats.items()})
+
+    return take_steps
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (8, 1), (2, 4)], ids=["1 device", "8 devices", "fsdp=4"])
+def test_the_mesh_does_not_change_statistics_of_the_batch_and_what_is_dropped(run_cnn, data, fsdp):
+    result, other = run_cnn(data, fsdp), run_cnn(2)
+    np.testing.assert_allclose(result.losses, other.losses, atol=1e-3)
+    for name, array in result.stats.items():
+        np.testing.assert_allclose(array, other.stats[name], rtol=2e-3, atol=2e-3, err_msg=name)
+
+
+def test_running_statistics_follow_the_batches(run_cnn):
+    stats = run_cnn(2).stats
+    assert all(np.abs(x).max() > 0 for name, x in stats.items() if name.endswith("mean"))
+    assert all(np.abs(x - 1).max() > 0 for name, x in stats.items() if name.endswith("var"))
+
+
+def test_what_is_dropped_follows_the_seed(run_cnn):
+    assert run_cnn(2, seed=1).losses[0] != run_cnn(2).losses[0]
+
+
+@pytest.mark.parametrize("name", ["dice", "dice_nonempty"])
+def test_images_that_a_loss_leaves_out_change_nothing(network, mesh_of, batches, name):
+    """With empty masks for half of a batch, the loss is that of the other half, or not."""
+    mesh, loss = mesh_of(2), LOSSES[name]
+    half = {key: np.concatenate([x[:4], x[:4]]) for key, x in batches[0].items()}
+    emptied = half | {"mask": half["mask"] * (np.arange(8) < 4)[:, None, None, None].astype(np.uint8)}
+    values = []
+    for batch in (half, emptied):
+        trained, frozen = split_trained(network.model, network.params, freeze_encoder=True, freeze_decoder=False)
+        placed = [jax.device_put(part, tree_shardings(part, mesh)) for part in (trained, frozen)]
+        state = new_state(*placed, {}, optax.identity(), mesh)
+        step = make_train_step(network.graphdef, optax.identity(), loss, mesh, state)
+        values.append({key: float(x) for key, x in step(state, put_batch(batch, mesh), jnp.float32(0))[1].items()})
+    assert (values[0] == pytest.approx(values[1], rel=1e-5)) == (name == "dice_nonempty")

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.weights import read_state_dict
+from medvlsm_jax.weights import read_state_dict, write_state_dict
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -167,3 +167,48 @@ def test_without_torch_a_pickle_says_what_to_install(tmp_path, monkeypatch):
     message = error_of(tmp_path / "model.pt")
     assert "model.pt" in message
     assert "medvlsm-jax[torch]" in message
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_torchscript_archive_gives_its_tensors(torch, tmp_path, half):
+    """OpenAI's CLIP files are such archives, in half precision."""
+
+    class Scale(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(2)
+            self.weight = torch.nn.Parameter(torch.tensor([0.1, 3.0]))
+
+        def forward(self, x):
+            return self.norm(x * self.weight)
+
+    module = Scale().half() if half else Scale()
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        torch.jit.save(torch.jit.script(module), tmp_path / "RN50.pt")
+    read = read_state_dict(tmp_path / "RN50.pt")
+    assert set(read) == set(module.state_dict())
+    assert read["weight"].dtype == np.float32
+    np.testing.assert_array_equal(read["weight"], module.weight.detach().float().numpy())
+
+
+def test_a_cut_torchscript_archive_is_named(torch, tmp_path):
+    path = tmp_path / "RN50.pt"
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        torch.jit.save(torch.jit.script(torch.nn.Linear(3, 2)), path)
+    path.write_bytes(path.read_bytes()[:-200])
+    assert f"{path} cannot be read as a PyTorch file" in error_of(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.bin", "model.pt", "model.pth"])
+def test_what_is_written_is_read(tmp_path, name):
+    if not name.endswith(".safetensors"):
+        pytest.importorskip("torch", reason="writes PyTorch's own files")
+    write_state_dict(tmp_path / "deep" / name, ARRAYS)
+    assert_read(read_state_dict(tmp_path / "deep" / name))
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == [name]
+
+
+def test_a_file_of_no_known_ending_is_not_written(tmp_path):
+    with pytest.raises(UserError, match=r"model\.h5: give a file that ends in \.safetensors"):
+        write_state_dict(tmp_path / "model.h5", ARRAYS)
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,8 @@ from seeded_weights import seeded_state_dict, seeded_tensor
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.weights import from_torch
-from medvlsm_jax.weights.reference import require_torch
+from medvlsm_jax.weights.reference import clipseg as reference
+from medvlsm_jax.weights.reference.pytorch import require_torch
 
 HEADS = {"text": {"heads": 4, "eos_token_id": 999}, "vision": {"heads": 4}, "extract_layers": (1, 2, 3)}
 TOLERANCE = 5e-5  # of a layer's largest absolute value
@@ -62,15 +63,15 @@ def test_a_wrong_weight_shows_from_its_layer_on(exact_matmul, state_dict, monkey
     import check_parity
 
     model = from_torch("clipseg", state_dict, image_size=48, **HEADS)
-    build = check_parity.huggingface_clipseg
+    build = reference.build
 
     def build_then_change(ours):
-        reference = build(ours)
+        theirs = build(ours)
         kernel = ours.vision.blocks[1].mlp.expand.kernel
         kernel[...] = kernel[...] + 0.01 * jnp.sign(kernel[...])
-        return reference
+        return theirs
 
-    monkeypatch.setattr(check_parity, "huggingface_clipseg", build_then_change)
+    monkeypatch.setattr(reference, "build", build_then_change)
     differences = check_parity.compare(model)
     assert {name for name, value in differences.items() if value < TOLERANCE} == {
         "text.0",

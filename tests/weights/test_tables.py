@@ -7,10 +7,12 @@ import pytest
 
 from medvlsm_jax.models import PRESETS
 from medvlsm_jax.weights.convert import torch_leaf
-from medvlsm_jax.weights.tables import TABLES, clipseg_sizes, count_layers
+from medvlsm_jax.weights.tables import TABLES
+from medvlsm_jax.weights.tables.clipseg import clipseg_sizes
+from medvlsm_jax.weights.tables.rows import count_layers
 
 
-@pytest.mark.parametrize("network", {network for network, _ in PRESETS.values()})
+@pytest.mark.parametrize("network", sorted({network for network, _ in PRESETS.values()}))
 def test_every_network_has_a_table(network):
     assert TABLES[network].rows
 

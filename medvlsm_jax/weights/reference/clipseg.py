@@ -1,28 +1,18 @@
-"""The PyTorch implementations that our networks are held against; needs torch. Used by parity checks and benchmarks."""
+"""Hugging Face's CLIPSeg on our weights."""
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
 
-from medvlsm_jax.errors import UserError
 from medvlsm_jax.models.clipseg import CLIPSeg, CLIPSegConfig
 from medvlsm_jax.weights.convert import to_torch
-
-Outputs = dict[str, np.ndarray]  # layer -> activations
-
-
-def require_torch() -> Any:
-    """The torch module; raises UserError when it is not installed."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            "this compares with PyTorch, which is not installed: pip install 'medvlsm-jax[torch]'"
-        ) from error
-    return torch
+from medvlsm_jax.weights.reference.pytorch import Outputs, nhwc, record_layers, require_torch, tensors
 
 
-def huggingface_clipseg(model: CLIPSeg) -> Any:
+def build(model: CLIPSeg) -> Any:
     """Hugging Face's CLIPSegForImageSegmentation with the weights of our model, in evaluation mode."""
     torch = require_torch()
     from transformers import CLIPSegForImageSegmentation
@@ -76,42 +66,48 @@ def huggingface_config(config: CLIPSegConfig) -> Any:
     )
 
 
-def huggingface_outputs(
+def logits(reference: Any, pixel_values: Any, input_ids: Any, attention_mask: Any) -> Any:
+    """Logits (B, 1, H, W) of tensors, without the no_grad that Hugging Face puts around both towers."""
+    taps = [i + 1 for i in reference.extract_layers]
+    states = reference.clip.vision_model(pixel_values, output_hidden_states=True).hidden_states
+    text = reference.clip.get_text_features(input_ids, attention_mask=attention_mask).pooler_output
+    return reference.decoder([states[i] for i in taps], text).logits.reshape(-1, 1, *pixel_values.shape[2:])
+
+
+def their_outputs(
     reference: Any, pixel_values: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray
 ) -> Outputs:
     """Every layer's activations in PyTorch; `pixel_values` are (B, H, W, 3)."""
-    torch = require_torch()
-    outputs: Outputs = {}
-
-    def record(name: str) -> Any:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            outputs[name] = (output[0] if isinstance(output, tuple) else output).detach().numpy()
-
-        return hook
-
-    towers = {"text": reference.clip.text_model.encoder, "vision": reference.clip.vision_model.encoder}
-    towers["decoder"] = reference.decoder
-    handles = [
-        layer.register_forward_hook(record(f"{tower}.{i}"))
-        for tower, module in towers.items()
-        for i, layer in enumerate(module.layers)
-    ]
-    with torch.no_grad():
-        result = reference(
-            pixel_values=torch.from_numpy(pixel_values.transpose(0, 3, 1, 2).copy()),
-            input_ids=torch.from_numpy(input_ids.astype(np.int64)),
-            attention_mask=torch.from_numpy(attention_mask.astype(np.int64)),
+    layers = {
+        f"{tower}.{i}": layer
+        for tower, module in (
+            ("text", reference.clip.text_model.encoder),
+            ("vision", reference.clip.vision_model.encoder),
+            ("decoder", reference.decoder),
         )
-    for handle in handles:
-        handle.remove()
+        for i, layer in enumerate(module.layers)
+    }
+    with record_layers(layers) as outputs:
+        pixels, ids, mask = tensors(pixel_values, input_ids, attention_mask)
+        result = reference(pixel_values=pixels, input_ids=ids, attention_mask=mask)
     outputs["text_embedding"] = result.conditional_embeddings.numpy()
-    outputs["logits"] = result.logits.reshape(*pixel_values.shape[:3], 1).numpy()
+    outputs["logits"] = nhwc(result.logits.reshape(-1, 1, *pixel_values.shape[1:3]))
     return outputs
 
 
-def clipseg_outputs(
-    model: CLIPSeg, pixel_values: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray
-) -> Outputs:
+def our_outputs(model: CLIPSeg, pixel_values: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) -> Outputs:
+    """The same layers' activations in JAX."""
+    states = hidden_states(model, *(jnp.asarray(x) for x in (pixel_values, input_ids, attention_mask)))
+    return {name: np.asarray(value) for name, value in states.items()}
+
+
+@nnx.jit
+def hidden_states(
+    model: CLIPSeg,
+    pixel_values: Float[Array, "b height width 3"],
+    input_ids: Int[Array, "b t"],
+    attention_mask: Int[Array, "b t"],
+) -> dict[str, Float[Array, "b ..."]]:
     """The same layers' activations in JAX; vision blocks above the last tap are not run, so they are not there."""
     taps = model.config.extract_layers
     text_states = model.text.hidden_states(input_ids, attention_mask)
@@ -122,4 +118,4 @@ def clipseg_outputs(
     outputs |= {f"vision.{i}": state for i, state in enumerate(vision_states[1:])}
     outputs |= {f"decoder.{i}": state for i, state in enumerate(decoder_states)}
     outputs |= {"text_embedding": embedding, "logits": model(pixel_values, input_ids, attention_mask)}
-    return {name: np.asarray(value) for name, value in outputs.items()}
+    return outputs
