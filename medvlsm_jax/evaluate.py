@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from medvlsm_jax.config import base_config
-from medvlsm_jax.data.annotations import Record, check_files, load_records, select_target
+from medvlsm_jax.data.annotations import Record, check_classes, check_files, load_records, select_target
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.pipeline import Loader
 from medvlsm_jax.data.prompts import TEXT, check_prompt
@@ -81,6 +81,8 @@ def evaluate(
         for prompt in prompts:
             check_prompt(records, prompt)
     source = load_pretrained(checkpoint, mesh, **model_overrides(config))
+    for records in sets.values():
+        check_classes(records, source.config.classes)
     tokenizer = load_model_tokenizer(config.tokenizer or source.tokenizer, source.config)
     eval_step = make_eval_step(source.graphdef, mesh, probabilities=save_masks)
 

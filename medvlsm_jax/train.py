@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from medvlsm_jax import atomic
-from medvlsm_jax.data.annotations import Record, check_files, load_records, select_target, targets_of
+from medvlsm_jax.data.annotations import Record, check_classes, check_files, load_records, select_target, targets_of
 from medvlsm_jax.data.pipeline import Loader, steps_per_epoch, train_batches
 from medvlsm_jax.data.prompts import check_prompt
 from medvlsm_jax.errors import UserError, run_program
@@ -66,6 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         # --- Model and state -----------------------------------------------------------------------------------------
         checkpoints = stack.enter_context(Checkpoints(workdir, is_writer=True))
         source = find_source(config, workdir, checkpoints.latest(), targets_of(train_records))
+        check_classes([*train_records, *val_records], source.config.classes)
         tokenizer = load_model_tokenizer(source.tokenizer, source.config)
         optimizer = adamw(weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
         state, progress = start_state(config, source, optimizer, mesh, checkpoints)

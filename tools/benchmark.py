@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import nnx
+from tqdm import tqdm
 
 from medvlsm_jax import atomic, create_model
 from medvlsm_jax.errors import UserError, run_program
@@ -164,7 +165,7 @@ def time_in_turn(runs: list[Callable[[], Any]], repeats: int) -> list[list[float
     return seconds
 
 
-def measure(name: str, args: flags.FlagValues) -> dict[str, dict[str, float]]:
+def measure(name: str, args: flags.FlagValues, progress: tqdm) -> dict[str, dict[str, float]]:
     """Mode -> seconds an image, the ratio and the utilisation, as far as they can be had."""
     model = create_model(name, rngs=nnx.Rngs(0), dtype=args.dtype)
     batch = make_batch(model, args.batch_size)
@@ -172,7 +173,7 @@ def measure(name: str, args: flags.FlagValues) -> dict[str, dict[str, float]]:
     try:
         theirs = pytorch_runs(model, batch)
     except UserError as error:
-        print(f"{name}: {error}")
+        progress.write(f"{name}: {error}")
     peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
     for mode in args.modes:
         runs = [ours[mode], theirs[mode]] if theirs else [ours[mode]]
@@ -185,6 +186,7 @@ def measure(name: str, args: flags.FlagValues) -> dict[str, dict[str, float]]:
             flops = flops_per_image(model) * (1 if mode == "forward" else 3)  # a gradient costs twice the forward pass
             values["utilisation"] = flops / values["ours"] / peak / len(jax.devices())
         results[mode] = values
+        progress.update()
     return results
 
 
@@ -205,8 +207,11 @@ def main(_: list[str]) -> None:
     args = flags.FLAGS
     require_torch().set_num_threads(len(os.sched_getaffinity(0)))
     results, rows = {}, [["network / mode", "ours s/image", "PyTorch s/image", "PyTorch / ours", "utilisation"]]
+    with tqdm(total=len(args.model) * len(args.modes), unit="mode") as progress:
+        for name in args.model:
+            progress.set_description(name)
+            results[name] = measure(name, args, progress)
     for name in args.model:
-        results[name] = measure(name, args)
         for mode, values in results[name].items():
             cells = [f"{values[key]:.4f}" if key in values else "-" for key in ("ours", "pytorch")]
             cells += [f"{values['ratio']:.2f}" if "ratio" in values else "-"]

@@ -88,6 +88,16 @@ def targets_of(records: Iterable[Record]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(record.target for record in records if record.target))
 
 
+def check_classes(records: list[Record], classes: tuple[str, ...]) -> None:
+    """Raises a UserError when a record's class is none of a network's outputs; no `classes` mean one for all."""
+    for record in records if classes else ():
+        if record.target not in classes:
+            raise UserError(
+                f"{record.dataset}: {record.image.name} asks for {record.target or 'no class'!r}, but the network has "
+                f"outputs for {', '.join(classes)} alone"
+            )
+
+
 def check_files(records: list[Record]) -> None:
     """Raises a UserError that names the first missing images or masks, before any work starts."""
     missing = [path for record in records for path in (record.image, record.mask) if not path.is_file()]

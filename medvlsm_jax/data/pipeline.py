@@ -15,7 +15,6 @@ from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.images import load_pair
 from medvlsm_jax.data.prompts import choose_prompt
 from medvlsm_jax.data.tokenizers import Tokenizer
-from medvlsm_jax.errors import UserError
 
 Batch = dict[str, Any]  # name -> numpy array
 
@@ -30,7 +29,7 @@ class Loader:
         prompt: the prompt type.
         image_size: side of the square, in pixels.
         seed: of the draws among phrasings; None takes the first (evaluation).
-        classes: of a network with several outputs; each record says which one it is about.
+        classes: of a network with several outputs; each record is of one of them (`check_classes`).
     """
 
     records: list[Record]
@@ -39,14 +38,6 @@ class Loader:
     image_size: int
     seed: int | None = None
     classes: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        for record in self.records if self.classes else ():
-            if record.target not in self.classes:
-                raise UserError(
-                    f"{record.dataset}: {record.image.name} asks for {record.target or 'no class'!r}, but the network "
-                    f"has outputs for {', '.join(self.classes)} alone"
-                )
 
     def sentence(self, index: int, epoch: int = 0) -> str:
         """The sentence of a record in one pass over the data."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from medvlsm_jax.models.clip import CLIPText, CLIPTextConfig
 from medvlsm_jax.models.cris_decoder import Decoder, Projector
 from medvlsm_jax.models.cris_neck import Features, Neck
-from medvlsm_jax.models.layers import AnyArray, ConvNorm, Linear, Rngs, embedding_init, resize
+from medvlsm_jax.models.layers import AnyArray, Attention, ConvNorm, Rngs, embedding_init, resize
 from medvlsm_jax.models.network import CLIP_MEAN, CLIP_STD, Network, NetworkConfig
 from medvlsm_jax.models.resnet import CLIPResNet, ResNetConfig
 
@@ -82,13 +82,9 @@ class AttentionPool(nnx.Module):
     """CLIP's attention pool, every pixel a query, so that it keeps the map; beside it a projected residual."""
 
     def __init__(self, width: int, d_out: int, grid: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.heads = width // HEAD_WIDTH
         self.grid = grid
         self.position_embedding = nnx.Param(embedding_init(rngs.params(), (grid**2 + 1, width)))
-        self.query = Linear(width, width, dtype=dtype, rngs=rngs)
-        self.key = Linear(width, width, dtype=dtype, rngs=rngs)
-        self.value = Linear(width, width, dtype=dtype, rngs=rngs)
-        self.out = Linear(width, d_out, dtype=dtype, rngs=rngs)
+        self.attention = Attention(width, width // HEAD_WIDTH, out_width=d_out, dtype=dtype, rngs=rngs)
         self.connect = ConvNorm(width, d_out, has_relu=False, dtype=dtype, rngs=rngs)
 
     def positions(self, rows: int, columns: int) -> Float[Array, "1 rows columns d"]:
@@ -99,10 +95,7 @@ class AttentionPool(nnx.Module):
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d_out"]:
         batch, rows, columns, width = x.shape
         tokens = (x + self.positions(rows, columns).astype(x.dtype)).reshape(batch, rows * columns, width)
-        q, k, v = (
-            layer(tokens).reshape(batch, rows * columns, self.heads, -1) for layer in (self.query, self.key, self.value)
-        )
-        attended = self.out(jax.nn.dot_product_attention(q, k, v).reshape(tokens.shape))
+        attended = self.attention(tokens)
         return jax.nn.relu(attended.reshape(batch, rows, columns, -1) + self.connect(x))
 
 

@@ -60,14 +60,23 @@ class Dropout(nnx.Dropout):
 class Attention(nnx.Module):
     """Multi-head attention with separate query, key and value projections; dropout acts on the attention weights."""
 
-    def __init__(self, width: int, heads: int, *, dropout: float = 0.0, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        out_width: int | None = None,
+        dropout: float = 0.0,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
         self.heads = heads
         self.query = Linear(width, width, dtype=dtype, rngs=rngs)
         self.key = Linear(width, width, dtype=dtype, rngs=rngs)
         self.value = Linear(width, width, dtype=dtype, rngs=rngs)
-        self.out = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, width if out_width is None else out_width, dtype=dtype, rngs=rngs)
         self.dropout = Dropout(dropout)
 
     def __call__(
@@ -79,7 +88,7 @@ class Attention(nnx.Module):
         mask: Bool[Array, "b 1 #t s"] | None = None,
         is_causal: bool = False,
         rngs: Rngs = None,
-    ) -> Float[Array, "b t d"]:
+    ) -> Float[Array, "b t d_out"]:
         """Keys are the queries and values the keys unless they are given; `mask` is true where a key may be read."""
         key = query if key is None else key
         value = key if value is None else value

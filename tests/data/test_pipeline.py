@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from medvlsm_jax.data.annotations import load_records
+from medvlsm_jax.data.annotations import check_classes, load_records
 from medvlsm_jax.data.images import load_pair
 from medvlsm_jax.data.pipeline import Loader, eval_batches, steps_per_epoch, train_batches
 from medvlsm_jax.data.tokenizers import load_tokenizer
@@ -172,5 +172,6 @@ def test_a_network_with_several_outputs_is_told_which_one_a_record_is_about(load
     records = [dataclasses.replace(r, target=("edema", "polyp")[i % 2]) for i, r in enumerate(loader.records)]
     loader = dataclasses.replace(loader, records=records, classes=("polyp", "tumor", "edema"))
     assert [int(loader(i)["class_index"]) for i in range(3)] == [2, 0, 2]
+    check_classes(records, loader.classes)
     with pytest.raises(UserError, match=r"asks for 'edema', but the network has outputs for polyp alone"):
-        dataclasses.replace(loader, classes=("polyp",))
+        check_classes(records, ("polyp",))

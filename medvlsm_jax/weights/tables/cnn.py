@@ -3,21 +3,11 @@
 import re
 from typing import Any
 
-from medvlsm_jax.weights.tables.rows import CONV, Row, StateDict, Table, conv_norm, count_layers, size
+from medvlsm_jax.weights.tables.rows import CONV, Row, StateDict, Table, conv_norm, count_layers, size, stage_rows
 
 ENCODER = "encoder."
 BARE_RESNET = re.compile(r"(conv1|bn1|layer[1-4])\.")
 HEAD = "segmentation_head.0"
-
-
-def stage_rows(torch_prefix: str, our_prefix: str) -> list[Row]:
-    """A stage of bottleneck blocks."""
-    parts = [(f"conv{i}", f"bn{i}", f"conv{i}") for i in (1, 2, 3)] + [("downsample.0", "downsample.1", "shortcut")]
-    return [
-        row
-        for conv, norm, ours in parts
-        for row in conv_norm(f"{torch_prefix}.*.{conv}", f"{torch_prefix}.*.{norm}", f"{our_prefix}.*.{ours}")
-    ]
 
 
 def block_rows(torch_prefix: str, our_prefix: str) -> list[Row]:

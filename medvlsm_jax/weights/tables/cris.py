@@ -17,6 +17,7 @@ from medvlsm_jax.weights.tables.rows import (
     count_layers,
     joined_attention,
     size,
+    stage_rows,
 )
 
 # What a checkpoint of CLIP alone (RN50.pt) starts with.
@@ -55,11 +56,8 @@ def resnet_rows(torch_prefix: str, our_prefix: str) -> list[Row]:
     rows = []
     for i in range(3):
         rows += conv_norm(f"{torch_prefix}.conv{i + 1}", f"{torch_prefix}.bn{i + 1}", f"{our_prefix}.stem.{i}")
-    for stage in range(4):
-        theirs, ours = f"{torch_prefix}.layer{stage + 1}.*", f"{our_prefix}.stages.{stage}.*"
-        for i in range(1, 4):
-            rows += conv_norm(f"{theirs}.conv{i}", f"{theirs}.bn{i}", f"{ours}.conv{i}")
-        rows += conv_norm(f"{theirs}.downsample.0", f"{theirs}.downsample.1", f"{ours}.shortcut")
+    for i in range(4):
+        rows += stage_rows(f"{torch_prefix}.layer{i + 1}", f"{our_prefix}.stages.{i}")
     return rows
 
 
@@ -68,7 +66,7 @@ def pool_rows(torch_prefix: str, our_prefix: str) -> list[Row]:
     names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "c_proj"}
     return [
         (f"{torch_prefix}.positional_embedding", f"{our_prefix}.position_embedding", ARRAY),
-        *((f"{torch_prefix}.{theirs}", f"{our_prefix}.{ours}", LINEAR) for ours, theirs in names.items()),
+        *((f"{torch_prefix}.{theirs}", f"{our_prefix}.attention.{ours}", LINEAR) for ours, theirs in names.items()),
         *conv_norm(f"{torch_prefix}.connect.0", f"{torch_prefix}.connect.1", f"{our_prefix}.connect"),
     ]
 

@@ -58,6 +58,16 @@ def conv_norm(torch_conv: str, torch_norm: str, ours: str) -> list[Row]:
     return [(torch_conv, f"{ours}.conv", CONV), (torch_norm, f"{ours}.norm", BATCH_NORM)]
 
 
+def stage_rows(torch_prefix: str, our_prefix: str) -> list[Row]:
+    """A stage of a ResNet: its bottleneck blocks."""
+    parts = [(f"conv{i}", f"bn{i}", f"conv{i}") for i in (1, 2, 3)] + [("downsample.0", "downsample.1", "shortcut")]
+    return [
+        row
+        for conv, norm, ours in parts
+        for row in conv_norm(f"{torch_prefix}.*.{conv}", f"{torch_prefix}.*.{norm}", f"{our_prefix}.*.{ours}")
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """The names of a network, how to read its sizes, and what its checkpoints hold that is no parameter.
