@@ -28,14 +28,6 @@ TOLERANCE = 2e-5  # of the largest absolute value
 FIXTURES = Path(__file__).parents[1] / "data" / "parity"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """At most half the time to compile; what is compiled here runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def apply(graphdef, arrays, *args, rngs=None):
     """Logits, and the running statistics after them."""

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,14 +17,6 @@ from medvlsm_jax.weights.tables.cris import cris_sizes
 HEADS = {"text": {"heads": 4}, "decoder_heads": 4}
 NECK = {"fpn_channels": (32, 64, 128), "decoder_mlp_width": 128}  # what CLIP's checkpoint cannot tell
 CONNECT = "backbone.visual.attnpool.connect."
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Half the time to make what starts random."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
