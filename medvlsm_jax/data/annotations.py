@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medvlsm_jax.data.cards import SPLITS, Card, find_card
+from medvlsm_jax.data.cards import CARDS, SPLITS, Card, find_card
 from medvlsm_jax.errors import UserError
 
 
@@ -79,13 +79,20 @@ def select_target(records: list[Record], target: str, *, is_required: bool = Tru
     selected = [record for record in records if target in ("", record.target)]
     if is_required and not selected:
         named = ", ".join(targets_of(records)) or "none"
-        raise UserError(f"config.target={target!r}: no record is of that class; the classes named are {named}")
+        raise UserError(f"config.target={target!r}: no record is of that class; there are {named}")
     return selected
 
 
-def targets_of(records: Iterable[Record]) -> tuple[str, ...]:
-    """The classes that records name, each once, in the order in which they come."""
-    return tuple(dict.fromkeys(record.target for record in records if record.target))
+def targets_of(records: Sequence[Record]) -> tuple[str, ...]:
+    """The classes that records are about; where they name several, all those of their datasets.
+
+    A class that the training split lacks may still be asked for in another split.
+    """
+    named = dict.fromkeys(record.target for record in records if record.target)
+    if len(named) > 1:
+        datasets = dict.fromkeys(record.dataset for record in records if record.dataset in CARDS)
+        named = dict.fromkeys(target for dataset in datasets for target in CARDS[dataset].targets) | named
+    return tuple(named)
 
 
 def check_classes(records: list[Record], classes: tuple[str, ...]) -> None:

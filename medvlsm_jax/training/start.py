@@ -69,7 +69,7 @@ def find_source(
     if model_config.text is None and len(targets) > 1 and not model_config.classes:
         if folder is not None:
             raise UserError(
-                f"{folder} has one output, but the training records name {len(targets)} classes and a {network} reads "
+                f"{folder} has one output, but the training data name {len(targets)} classes and a {network} reads "
                 f"no sentence: convert its weights with --classes={','.join(targets)!r}, or choose one by config.target"
             )
         model_config = override(model_config, {"classes": targets})
