@@ -25,6 +25,7 @@ from medvlsm_jax.data.prompts import TEXT, check_prompt
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.evaluation.report import summarise, summary_table, write_report
+from medvlsm_jax.models import check_image_size
 from medvlsm_jax.training import sharding
 from medvlsm_jax.training.checkpoints import load_model_tokenizer, load_pretrained
 from medvlsm_jax.training.scoring import Fetch, score_records
@@ -81,6 +82,8 @@ def evaluate(
         for prompt in prompts:
             check_prompt(records, prompt)
     source = load_pretrained(checkpoint, mesh, **model_overrides(config))
+    if config.image_size:
+        check_image_size(source.config)
     for records in sets.values():
         check_classes(records, source.config.classes)
     tokenizer = load_model_tokenizer(config.tokenizer or source.tokenizer, source.config)

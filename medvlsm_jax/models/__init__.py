@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from medvlsm_jax.errors import UserError
@@ -53,6 +54,24 @@ def abstract_model(config: NetworkConfig) -> Network:
 def split_abstract(config: NetworkConfig) -> tuple[nnx.GraphDef, Any]:
     """Tracing a network's initial values takes seconds, so it is done once for a config."""
     return nnx.split(nnx.eval_shape(lambda: NETWORKS[network_of(config)](config, rngs=nnx.Rngs(0))))
+
+
+def input_shapes(config: NetworkConfig) -> list[jax.ShapeDtypeStruct]:
+    """Shapes of what a network is called with for one image: pixels, and where it reads tokens and their mask."""
+    pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    return [pixels] + (
+        [] if config.text is None else [jax.ShapeDtypeStruct((1, config.text.context_length), jnp.int32)] * 2
+    )
+
+
+def check_image_size(config: NetworkConfig) -> None:
+    """Raises a UserError when a network cannot work at its config's image size."""
+    try:
+        nnx.eval_shape(lambda model, *inputs: model(*inputs), abstract_model(config), *input_shapes(config))
+    except ValueError as error:
+        raise UserError(
+            f"config.image_size={config.image_size} does not suit a {network_of(config)}: {error}"
+        ) from error
 
 
 def initial_arrays(

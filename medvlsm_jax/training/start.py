@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models import abstract_model, initial_arrays, override, preset
+from medvlsm_jax.models import abstract_model, check_image_size, initial_arrays, override, preset
 from medvlsm_jax.models.network import NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, split_model
 from medvlsm_jax.training.checkpoints import (
@@ -51,7 +51,8 @@ def find_source(
             several is meant, so it gets one output for each.
 
     Raises:
-        UserError: a checkpoint is of another network than `config.model`, or has no output for a class.
+        UserError: a checkpoint is of another network than `config.model` or has no output for a class, or the network
+            cannot work at `config.image_size`.
     """
     network, model_config = preset(config.model)
     kind, folder = "random", None
@@ -66,6 +67,8 @@ def find_source(
             raise UserError(f"{folder} holds a {found}, but config.model is {config.model!r}: choose a {found} preset")
         tokenizer = tokenizer_of(folder, model_config)
     model_config = override(model_config, model_overrides(config))
+    if config.image_size:
+        check_image_size(model_config)
     if model_config.text is None and len(targets) > 1 and not model_config.classes:
         if folder is not None:
             raise UserError(

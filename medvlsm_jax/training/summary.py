@@ -3,10 +3,9 @@
 from collections.abc import Container
 
 import jax
-import jax.numpy as jnp
 
 from medvlsm_jax.evaluation.report import table
-from medvlsm_jax.models import network_of
+from medvlsm_jax.models import input_shapes, network_of
 from medvlsm_jax.models.network import Network
 from medvlsm_jax.models.parameters import Arrays, count, merge_model, split_model, undotted
 
@@ -46,12 +45,10 @@ def describe(params: Arrays, trained: Container[str]) -> list[str]:
 
 def flops_per_image(model: Network) -> float:
     """Floating-point operations of one image's forward pass, as XLA counts them before it optimises."""
-    config, (graphdef, params, stats) = model.config, split_model(model)
-    pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-    tokens = () if config.text is None else (jax.ShapeDtypeStruct((1, config.text.context_length), jnp.int32),) * 2
+    graphdef, params, stats = split_model(model)
 
     def logits(arrays: Arrays, *inputs: jax.Array) -> jax.Array:
         return merge_model(graphdef, arrays)(*inputs)
 
-    costs = jax.jit(logits).lower({**params, **stats}, pixels, *tokens).cost_analysis()
+    costs = jax.jit(logits).lower({**params, **stats}, *input_shapes(model.config)).cost_analysis()
     return float((costs or {}).get("flops", float("nan")))

@@ -172,3 +172,13 @@ def test_a_preset_is_described_by_its_modules():
     totals = [int(cells[0].replace(",", "")) for name, cells in rows.items() if "." not in name and name != "all"]
     assert sum(totals) == int(rows["all"][0].replace(",", ""))
     assert "GFLOP for the forward pass of one image at 64 px" in lines[-2]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"), [("cris_tiny", "not a multiple of 32"), ("unet_tiny", "not a multiple of")]
+)
+def test_an_image_size_that_a_network_cannot_work_at_is_refused_at_the_door(model, message, sample, tmp_path):
+    config = config_of(model, sample, image_size=100)
+    with pytest.raises(UserError, match=rf"config\.image_size=100 does not suit a .*: .*{message}"):
+        train(config, tmp_path / "run")
+    assert not list(tmp_path.glob("run/metrics.jsonl"))

@@ -12,7 +12,7 @@ from medvlsm_jax.models.bert import BertConfig
 from medvlsm_jax.models.biomedclipseg import BiomedCLIPSeg, BiomedCLIPSegConfig
 from medvlsm_jax.models.vit import ViTConfig
 from medvlsm_jax.weights.convert import to_torch
-from medvlsm_jax.weights.reference.clipseg import huggingface_config, our_outputs
+from medvlsm_jax.weights.reference.clipseg import fit_upsampling, huggingface_config, our_outputs
 from medvlsm_jax.weights.reference.pytorch import Outputs, nhwc, record_layers, require_torch, tensors
 
 __all__ = ["build", "logits", "our_outputs", "their_outputs"]
@@ -99,16 +99,12 @@ def make_bert(config: BertConfig) -> Any:
 
 def make_decoder(config: BiomedCLIPSegConfig) -> Any:
     """Hugging Face's decoder, upsampling to the image's size at any patch."""
-    torch = require_torch()
     from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
 
     theirs = huggingface_config(config)
     theirs._attn_implementation = "sdpa"  # what a whole CLIPSeg would choose for its decoder
     decoder: Any = CLIPSegDecoder(theirs)
-    patch = config.vision.patch_size
-    if config.complex_upsampling:
-        stride = patch // (patch // 4)
-        decoder.transposed_convolution[4] = torch.nn.ConvTranspose2d(config.reduce_dim // 2, 1, stride, stride)
+    fit_upsampling(decoder, config)
     return decoder
 
 

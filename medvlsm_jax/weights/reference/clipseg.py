@@ -17,12 +17,9 @@ def build(model: CLIPSeg) -> Any:
     torch = require_torch()
     from transformers import CLIPSegForImageSegmentation
 
-    patch, width = model.config.vision.patch_size, model.config.reduce_dim
     with torch.device("meta"):
         reference: Any = CLIPSegForImageSegmentation(huggingface_config(model.config))
-        if model.config.complex_upsampling and patch != 16:  # Hugging Face's logits are not of the image's size there
-            stride = patch // (patch // 4)
-            reference.decoder.transposed_convolution[4] = torch.nn.ConvTranspose2d(width // 2, 1, stride, stride)
+        fit_upsampling(reference.decoder, model.config)
     state_dict = {name: torch.from_numpy(array.copy()) for name, array in to_torch(model).items()}
     reference.load_state_dict(state_dict, strict=True, assign=True)
     for module in reference.modules():  # buffers that checkpoints do not hold
@@ -30,6 +27,15 @@ def build(model: CLIPSeg) -> Any:
             if buffer.is_meta:
                 setattr(module, name, torch.arange(buffer.shape[-1]).expand(buffer.shape))
     return reference.eval()
+
+
+def fit_upsampling(decoder: Any, config: CLIPSegConfig) -> None:
+    """Gives Hugging Face's decoder logits of the image's size where the patch is not 16."""
+    patch = config.vision.patch_size
+    if config.complex_upsampling and patch != 16:
+        stride = patch // (patch // 4)
+        layer = require_torch().nn.ConvTranspose2d(config.reduce_dim // 2, 1, stride, stride)
+        decoder.transposed_convolution[4] = layer
 
 
 def huggingface_config(config: CLIPSegConfig) -> Any:
