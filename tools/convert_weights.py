@@ -20,7 +20,7 @@ from flax import nnx
 from medvlsm_jax import from_torch, load, to_torch, weights
 from medvlsm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from medvlsm_jax.errors import UserError, run_program
-from medvlsm_jax.models import abstract_model, network_of, override, preset
+from medvlsm_jax.models import abstract_model, network_of, preset
 from medvlsm_jax.models.clipseg import CLIPSeg
 from medvlsm_jax.models.network import Network, NetworkConfig
 from medvlsm_jax.models.parameters import count, split_model
@@ -89,11 +89,13 @@ def find_tokenizer(source: str, tokenizer: str, config: NetworkConfig) -> Tokeni
     folder = path if path.is_dir() else path.parent
     if path.exists() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
+    name = str(folder) if path.exists() else source
     try:
-        load_tokenizer(str(folder) if path.exists() else source, config.text.context_length)
+        found = load_tokenizer(name, config.text.context_length, config.text.pad_token_id)
     except UserError:
         return None
-    return load_model_tokenizer(str(folder) if path.exists() else source, config)
+    found.check(config.text.vocab_size, config.text.eos_token_id)
+    return found
 
 
 def write_back(source: str, output: str) -> str:
@@ -113,7 +115,7 @@ def write_back(source: str, output: str) -> str:
 def describe(model: str, source: str) -> str:
     """The table of a preset, or of a model folder, as it is trained when nothing is frozen and when its encoder is."""
     config = read_description(Path(source))[1] if source else preset(model)[1]
-    abstract = abstract_model(override(config, {}))
+    abstract = abstract_model(config)
     _, params, _ = split_model(abstract)
     trained, _ = split_trained(abstract, params, freeze_encoder=False, freeze_decoder=False)
     decoder, _ = split_trained(abstract, params, freeze_encoder=True, freeze_decoder=False)
