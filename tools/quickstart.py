@@ -66,7 +66,7 @@ def draw_predictions(data_dir: Path, output: Path) -> None:
     """Overlays of two objects of a test image of each modality, and a sheet of them with their sentences."""
     sentences: dict[Path, list[str]] = {}
     for record in load_records(data_dir, SAMPLE, "test"):
-        sentences.setdefault(record.image, []).append(str(record.prompts["p6"]))
+        sentences.setdefault(data_dir / SAMPLE / "images" / record.image.name, []).append(str(record.prompts["p6"]))
     of_modality = {image.name.split("_")[0]: image for image in reversed(sentences)}
     columns = []
     for modality, image in of_modality.items():

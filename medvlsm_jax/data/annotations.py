@@ -6,32 +6,61 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medvlsm_jax.data.cards import CARDS, SPLITS, Card, find_card
+from medvlsm_jax.data.cards import SPLITS, Card, find_folder, split_members
+from medvlsm_jax.data.files import File
 from medvlsm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One object to segment: an image, its mask and the sentences that name it."""
+    """One object to segment: an image, its mask and the sentences that name it.
 
-    dataset: str
-    image: Path
-    mask: Path
-    prompts: Mapping[str, str | tuple[str, ...]]  # prompt type (p0, p1, …) -> a sentence or several phrasings
-    target: str = ""  # the class of the object, where the dataset's card names its classes
+    Attributes:
+        card: of its dataset.
+        image: the image file.
+        mask: the mask file.
+        prompts: prompt type (p0, p1, …) -> a sentence or several phrasings.
+        target: the class of the object, where the dataset's card names its classes.
+        attributes: attribute -> word, where the annotation file has them (`grammars.attributes_of` finds them anyway).
+    """
+
+    card: Card
+    image: File
+    mask: File
+    prompts: Mapping[str, str | tuple[str, ...]]
+    target: str = ""
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        """The name of its dataset."""
+        return self.card.name
 
 
 def load_records(data_dir: str | Path, dataset: str, split: str, *, is_required: bool = True) -> list[Record]:
-    """All records of a split, in file order; empty if the split is not required and has no file or no records.
+    """All records of a split, in file order; those of a pool one dataset after another.
+
+    Args:
+        data_dir: holds the folders of the datasets.
+        dataset: what `cards.named_card` understands: a name, a card file, a pool, several joined by `+`.
+        split: train, val or test.
+        is_required: otherwise a split without a file or without records is an empty list.
 
     Raises:
         UserError: the dataset, the split or a field of a record is missing, a path leaves the dataset's folder, or the
-            json is broken. That files exist is checked by `check_files`.
+            json is broken. That files exist and can be read is checked by `integrity`.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    card = find_card(data_dir, dataset)
-    root = Path(data_dir) / dataset
+    cards = split_members(dataset, split)
+    if is_required and not cards:
+        raise UserError(f"the pool {dataset!r} has no dataset for the split {split!r}: name some in its card")
+    return [record for card in cards for record in load_split(data_dir, card, split, is_required=is_required)]
+
+
+def load_split(data_dir: str | Path, card: Card, split: str, *, is_required: bool = True) -> list[Record]:
+    """The records of a split of one dataset, as `load_records` has them."""
+    root = find_folder(data_dir, card)
     path = root / "anns" / f"{split}.json"
     entries = read_json(path) if is_required or path.exists() else []
     if not isinstance(entries, list) or (is_required and not entries):
@@ -62,7 +91,11 @@ def parse_record(entry: Any, card: Card, root: Path, where: str) -> Record:
             raise UserError(f"{where}: {name!r} is no file name")
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{where}: {name} leads out of {folder}")
-    return Record(root.name, folders[0] / image, folders[1] / mask, prompts, find_target(card, prompts))
+    attributes = entry.get("attributes") or {}
+    if not isinstance(attributes, dict) or not all(isinstance(word, str) for word in attributes.values()):
+        raise UserError(f"{where}: attributes must be words by name, not {attributes!r}")
+    target = find_target(card, prompts)
+    return Record(card, folders[0] / image, folders[1] / mask, prompts, target, attributes)
 
 
 def find_target(card: Card, prompts: Mapping[str, str | tuple[str, ...]]) -> str:
@@ -90,8 +123,8 @@ def targets_of(records: Sequence[Record]) -> tuple[str, ...]:
     """
     named = dict.fromkeys(record.target for record in records if record.target)
     if len(named) > 1:
-        datasets = dict.fromkeys(record.dataset for record in records if record.dataset in CARDS)
-        named = dict.fromkeys(target for dataset in datasets for target in CARDS[dataset].targets) | named
+        targets = dict.fromkeys(record.card.targets for record in records)
+        named = dict.fromkeys(target for several in targets for target in several) | named
     return tuple(named)
 
 

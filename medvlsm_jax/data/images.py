@@ -1,20 +1,19 @@
 """Images and masks on the host: Pillow decodes and resizes, as in the original."""
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from medvlsm_jax.data.files import File
 from medvlsm_jax.errors import UserError
 
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: File) -> Image.Image:
     """A decoded image; raises UserError when it is missing, truncated, no image, or absurdly large."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             image.load()
             return image
     except FileNotFoundError as error:
@@ -39,7 +38,7 @@ def resize_image(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 
     return np.asarray(to_rgb(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def read_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
+def read_mask(path: File) -> UInt8[np.ndarray, "h w"]:
     """The first channel of a mask as 0 or 1; grey values of a JPEG's edges are thresholded at 127.
 
     Raises:
@@ -60,7 +59,7 @@ def resize_mask(mask: UInt8[np.ndarray, "h w"], size: int) -> UInt8[np.ndarray, 
     return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
 
 
-def load_pair(image_path: Path, mask_path: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
+def load_pair(image_path: File, mask_path: File, size: int) -> tuple[np.ndarray, np.ndarray]:
     """An image (size, size, 3) and its 0/1 mask (size, size, 1), both uint8.
 
     Raises:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medvlsm_jax.data.annotations import Record
+from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.prompts import check_prompt, choose_prompt
 from medvlsm_jax.errors import UserError
 
@@ -13,7 +14,7 @@ PROMPTS = {"p0": "", "p1": "polyp", "p2": "round polyp", "p7": ("a", "b", "c"), 
 
 
 def make_record(prompts=PROMPTS) -> Record:
-    return Record("mine", Path("a.png"), Path("b.png"), prompts)
+    return Record(Card("mine"), Path("a.png"), Path("b.png"), prompts)
 
 
 def draws(prompt: str, count: int = 200) -> set[str]:

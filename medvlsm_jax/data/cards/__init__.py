@@ -1,0 +1,146 @@
+"""What is known about each dataset: one small TOML file per card, here or in a folder of the user's.
+
+A card of one dataset describes a folder `<data_dir>/<name>/{images,masks,anns/{train,val,test}.json}`. A pool is a card
+that names the datasets of each split instead.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medvlsm_jax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+JOIN = "+"  # between the names of an ad-hoc pool
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A dataset, or a pool of datasets.
+
+    Attributes:
+        name: of its folder.
+        title: its full name.
+        modality: endoscopy, dermoscopy, …
+        targets: classes of its masks; of several, a record's sentence p1 starts with its own.
+        grammar: how its sentences are made, a key of `grammars.GRAMMARS`.
+        importer: reads its raw download, a key of `importers.IMPORTERS`.
+        layout: what the raw download looks like.
+        counts: published records per split; generated splits have the same shares.
+        subfolder: between `images` or `masks` and the files.
+        descriptions: general descriptions of the target (prompt types p7 to p9), "… which is DESCRIPTION".
+        members: of a pool, the datasets of each split.
+        licence: terms of use.
+        citation: of its paper.
+        download: where the raw data are.
+        note: what else a user should know.
+    """
+
+    name: str
+    title: str = ""
+    modality: str = "unknown"
+    targets: tuple[str, ...] = ()
+    grammar: str = "object"
+    importer: str = "folders"
+    layout: str = ""
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    subfolder: str = ""
+    descriptions: tuple[str, ...] = ()
+    members: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    licence: str = ""
+    citation: str = ""
+    download: str = ""
+    note: str = ""
+
+
+def read_card(path: str | Path) -> Card:
+    """A card from a TOML file.
+
+    Raises:
+        UserError: the file is missing or no TOML, or a field is unknown, missing or of another type.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"card {path} cannot be read ({error.strerror}): pass the path of a TOML file") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"card {path} is not valid TOML: {error}") from error
+    fields = {field.name: field.default for field in dataclasses.fields(Card)}
+    if unknown := sorted(set(values) - set(fields)):
+        raise UserError(f"card {path}: unknown field {', '.join(unknown)}; the fields are {', '.join(fields)}")
+    name = values.get("name")
+    if not isinstance(name, str) or not name or Path(name).name != name or JOIN in name:
+        raise UserError(f"card {path}: name must be the name of a folder in data_dir, not {name!r}")
+    return Card(**{field: check_field(path, field, value) for field, value in values.items()})
+
+
+def check_field(path: Path, field: str, value: Any) -> Any:
+    """A field of a card file in the type of `Card`; raises UserError when it is of another."""
+
+    def is_texts(values: Any) -> bool:
+        return isinstance(values, list) and all(isinstance(item, str) for item in values)
+
+    if field in ("targets", "descriptions"):
+        good, expected = is_texts(value), "a list of strings"
+    elif field in ("counts", "members"):
+        kind = (lambda item: type(item) is int and item >= 0) if field == "counts" else is_texts
+        good = isinstance(value, dict) and set(value) <= set(SPLITS) and all(map(kind, value.values()))
+        expected = f"a table of {', '.join(SPLITS)} with {'counts' if field == 'counts' else 'lists of datasets'}"
+    else:
+        good, expected = isinstance(value, str), "a string"
+    if not good:
+        raise UserError(f"card {path}: {field} must be {expected}, not {value!r}")
+    if field == "members":
+        return {split: tuple(names) for split, names in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+FOLDER = Path(__file__).parent
+CARDS: dict[str, Card] = {path.stem: read_card(path) for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def named_card(dataset: str) -> Card:
+    """The card that `config.dataset` or `--dataset` names.
+
+    Args:
+        dataset: a name the package knows, the path of a card file (`*.toml`), several of them joined by `+` for a pool,
+            or any other name: of a folder in the layout that needs no card.
+    """
+    if JOIN in dataset:
+        names = tuple(filter(None, dataset.split(JOIN)))
+        return Card(dataset, title="a pool", modality="several", members=dict.fromkeys(SPLITS, names))
+    if dataset.endswith(".toml"):
+        return read_card(dataset)
+    return CARDS.get(dataset, Card(dataset))
+
+
+def split_members(dataset: str, split: str) -> list[Card]:
+    """The cards of the single datasets that a dataset or a pool has in a split."""
+    card = named_card(dataset)
+    if not card.members:
+        return [card]
+    return [found for member in card.members.get(split, ()) for found in split_members(member, split)]
+
+
+def find_folder(data_dir: str | Path, card: Card) -> Path:
+    """The folder of a dataset in `data_dir`.
+
+    Raises:
+        UserError: there is no such folder with annotations.
+    """
+    root = Path(data_dir)
+    if (root / card.name / "anns").is_dir():
+        return root / card.name
+    if not root.is_dir():
+        raise UserError(f"data_dir {root} does not exist: pass --config.data_dir=FOLDER that holds the dataset folders")
+    found = sorted(path.parent.name for path in root.glob("*/anns"))
+    known = "has no folder with annotations"
+    if card.name not in CARDS and card == Card(card.name):
+        known = "is not a dataset that the package knows"
+    raise UserError(
+        f"dataset {card.name!r} {known}: {root / card.name / 'anns'} is missing; {root} holds "
+        f"{', '.join(found) or 'none'} (tools/prepare_data.py brings a raw download into the layout)"
+    )
