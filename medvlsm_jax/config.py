@@ -14,8 +14,8 @@ def base_config() -> ml_collections.ConfigDict:
 
     # What is trained on what.
     config.data_dir = "data"  # holds one folder per dataset
-    config.dataset = ""
-    config.prompt = "p6"  # p0 … p9, random, or "text:A SENTENCE"
+    config.dataset = ""  # a name, a pool, several names joined by +, or the path of a card (TOML)
+    config.prompt = "p6"  # p0 … p9, random, "attributes:size,class", or "text:A SENTENCE"
     config.model = "clipseg"  # a preset
     config.init = ""  # a converted checkpoint to start from; empty starts from random weights
     config.tokenizer = ""  # a hub id or a folder; empty takes the checkpoint's or the preset's
@@ -23,6 +23,10 @@ def base_config() -> ml_collections.ConfigDict:
     config.zero_prompt = False  # replace the text embedding by zeros
     config.model_options = ""  # further fields of the model's config as json: {"extract_layers": [3, 6, 9]}
     config.target = ""  # train on the records of this class alone (`myocardium`); empty takes all
+    config.data_num = ""  # share or number of each dataset's training images, or json: {"isic": 0.5, "busi": 100}
+    # How often each dataset of a pool is drawn: json of shares, {"isic": 2, "busi": 1}; or by a temperature, where 1 is
+    # each record once an epoch and larger ones favour small datasets (data/pools.py).
+    config.pool = ml_collections.ConfigDict({"weights": "", "temperature": 1.0})
     config.freeze_encoder = config_dict.placeholder(bool)  # None: frozen when `init` brings pretrained towers
     config.freeze_decoder = False
 
@@ -44,12 +48,19 @@ def base_config() -> ml_collections.ConfigDict:
     # On which devices, and how it reads and reports.
     config.dtype = "auto"  # of the computation: float32, bfloat16, or auto (bfloat16 on accelerators)
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})
-    config.data = ml_collections.ConfigDict({"num_workers": 0, "num_threads": 8})
+    # Worker processes (0: this one alone) and threads in each; a cache of decoded images: none, memory, auto (memory if
+    # there is plenty), or a folder; whether a broken file or record is an error or is skipped ("skip") and listed.
+    config.data = ml_collections.ConfigDict({"num_workers": 0, "num_threads": 4, "cache": "auto", "on_bad": "error"})
     config.log_every_steps = 10
     config.checkpoint_every_steps = 0  # besides the end of each epoch
     config.tensorboard = True
     config.num_overlays = 4  # validation cases drawn after each epoch
     return config
+
+
+def reader_options(data: Any) -> dict[str, int]:
+    """The fields of `config.data` that say who reads."""
+    return {name: data[name] for name in ("num_workers", "num_threads")}
 
 
 def published_config(model: str, *, batch_size: int, learning_rate: float) -> ml_collections.ConfigDict:

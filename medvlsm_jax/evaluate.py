@@ -17,8 +17,10 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from medvlsm_jax.config import base_config
-from medvlsm_jax.data.annotations import Record, check_classes, check_files, load_records, select_target
+from medvlsm_jax.config import base_config, reader_options
+from medvlsm_jax.data.annotations import Record, check_classes, check_files, load_split, select_target
+from medvlsm_jax.data.cache import open_cache
+from medvlsm_jax.data.cards import split_members
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.pipeline import Loader
 from medvlsm_jax.data.prompts import TEXT, check_prompt
@@ -40,6 +42,7 @@ def default_config() -> ml_collections.ConfigDict:
     training = base_config()
     model = ("tokenizer", "image_size", "zero_prompt", "model_options")
     names = ("data_dir", "target", *model, "batch_size", "mesh", "data")
+    training.data.cache = "none"  # of use where several prompt types read the same images
     return ml_collections.ConfigDict({name: training[name] for name in names} | {"dtype": "float32"})
 
 
@@ -58,7 +61,7 @@ def evaluate(
     Args:
         config: the fields of `default_config`.
         checkpoint: a converted model folder, or the workdir of a training run.
-        datasets: names of folders in `config.data_dir`.
+        datasets: what `cards.named_card` understands; a pool is its datasets, each by itself.
         prompts: prompt types, or `text:A SENTENCE`.
         output: receives metrics.json and cases.csv.
         split: train, val or test.
@@ -75,7 +78,9 @@ def evaluate(
     sharding.check_batch_size(config.batch_size, mesh)
     prompts = list(dict.fromkeys(prompts))
     sets = {
-        dataset: select_target(load_records(config.data_dir, dataset, split), config.target) for dataset in datasets
+        card.name: select_target(load_split(config.data_dir, card, split), config.target)
+        for dataset in datasets
+        for card in split_members(dataset, split)
     }
     for records in sets.values():
         check_files(records)
@@ -91,34 +96,46 @@ def evaluate(
 
     # --- Scores ------------------------------------------------------------------------------------------------------
     cases: list[dict[str, Any]] = []
+    image_size = source.config.image_size
     for dataset, records in sets.items():
-        for prompt in prompts:
-            loader = Loader(records, tokenizer, prompt, source.config.image_size, classes=source.config.classes)
-            folder = Path(output) / "masks" / dataset / file_name(prompt)
+        with open_cache(config.data.cache, image_size, len(records)) as cache:
+            for prompt in prompts:
+                loader = Loader(records, tokenizer, prompt, image_size, classes=source.config.classes, cache=cache)
+                folder = Path(output) / "masks" / dataset / file_name(prompt)
 
-            def write(fetch: Fetch, folder: Path = folder, records: list[Record] = records) -> None:
-                for index, probability in zip(fetch("index"), fetch("probability"), strict=True):
-                    write_case(folder, records[index], probability[..., 0], source.config.threshold)
+                def write(fetch: Fetch, folder: Path = folder, records: list[Record] = records) -> None:
+                    for index, probability in zip(fetch("index"), fetch("probability"), strict=True):
+                        write_case(folder, records[index], probability[..., 0], source.config.threshold)
 
-            on_batch = write if save_masks else None
-            values = score_records(
-                eval_step, source.arrays, loader, mesh, config.batch_size, on_batch=on_batch, **config.data
-            )
-            cases += [
-                {
-                    "dataset": dataset,
-                    "prompt": prompt,
-                    "image": record.image.name,
-                    "mask": record.mask.name,
-                    "dice": float(values["dice"][i]),
-                    "iou": float(values["iou"][i]),
-                    "sentence": loader.sentence(i),
-                }
-                for i, record in enumerate(records)
-            ]
+                values = score_records(
+                    eval_step,
+                    source.arrays,
+                    loader,
+                    mesh,
+                    config.batch_size,
+                    on_batch=write if save_masks else None,
+                    **reader_options(config.data),
+                )
+                cases += case_rows(dataset, loader, values)
 
     # --- Report ------------------------------------------------------------------------------------------------------
     return write_report(Path(output), cases) if jax.process_index() == 0 else summarise(cases)
+
+
+def case_rows(dataset: str, loader: Loader, values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The lines of cases.csv for one dataset and prompt type."""
+    return [
+        {
+            "dataset": dataset,
+            "prompt": loader.prompt,
+            "image": record.image.name,
+            "mask": record.mask.name,
+            "dice": float(values["dice"][i]),
+            "iou": float(values["iou"][i]),
+            "sentence": loader.sentence(i),
+        }
+        for i, record in enumerate(loader.records)
+    ]
 
 
 def write_case(folder: Path, record: Record, probability: np.ndarray, threshold: float) -> None:

@@ -21,8 +21,11 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from medvlsm_jax import atomic
+from medvlsm_jax.config import reader_options
 from medvlsm_jax.data.annotations import Record, check_classes, check_files, load_records, select_target, targets_of
+from medvlsm_jax.data.cache import open_cache
 from medvlsm_jax.data.pipeline import Loader, steps_per_epoch, train_batches
+from medvlsm_jax.data.pools import mixing_weights, select_amount
 from medvlsm_jax.data.prompts import check_prompt
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import overlay
@@ -60,6 +63,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         sharding.check_batch_size(config.batch_size, mesh, config.accumulation)
         train_records = read_split(config, "train")
         val_records = read_split(config, "val", is_required=False)
+        weights = mixing_weights(train_records, config.pool.weights, config.pool.temperature)
         epoch_steps = steps_per_epoch(len(train_records), config.batch_size)
         total_steps = config.num_epochs * epoch_steps
 
@@ -93,13 +97,22 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         eval_step = make_eval_step(nnx.graphdef(abstract_model(source.config)), mesh, loss, probabilities=True)
 
         # --- Readers and writers -------------------------------------------------------------------------------------
-        reading = {"image_size": source.config.image_size, "classes": source.config.classes}
+        image_size, num_records = source.config.image_size, len(train_records) + len(val_records)
+        cache = stack.enter_context(open_cache(config.data.cache, image_size, num_records))
+        reading = {"image_size": image_size, "classes": source.config.classes, "cache": cache}
         loader = Loader(train_records, tokenizer, config.prompt, seed=config.seed, **reading)
         val_loader = Loader(val_records, tokenizer, config.prompt, **reading)
-        batches = train_batches(
-            loader, config.batch_size, seed=config.seed, first_step=first_step, process=process, **config.data
+        reader = train_batches(
+            loader,
+            config.batch_size,
+            seed=config.seed,
+            weights=weights,
+            first_step=first_step,
+            process=process,
+            **reader_options(config.data),
         )
-        stack.enter_context(contextlib.closing(batches))
+        stack.enter_context(contextlib.closing(reader))
+        batches = sharding.prefetch(reader, mesh)
         writers = stack.enter_context(contextlib.closing(make_writers(config, workdir, first_step)))
         bar = Progress(total_steps, first_step, config.batch_size, is_shown=process[0] == 0)
         stack.enter_context(contextlib.closing(bar))
@@ -109,7 +122,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         # --- Loop ----------------------------------------------------------------------------------------------------
         step, last_step = first_step, min(total_steps, config.max_steps or total_steps)
         while step < last_step and not stop_signals and not progress.early_stopping.should_stop(step // epoch_steps):
-            batch = sharding.put_batch(next(batches), mesh)
+            _, batch = next(batches)
             factor = schedule_factor(config.schedule, step, total_steps, config.warmup_steps)
             learning_rate = progress.plateau.learning_rate * factor
             state, values = train_step(state, batch, jnp.float32(learning_rate))
@@ -144,6 +157,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
 def read_split(config: ml_collections.ConfigDict, split: str, *, is_required: bool = True) -> list[Record]:
     """The records of a split, checked for their files and the prompt type; empty where an optional split is."""
     records = load_records(config.data_dir, config.dataset, split, is_required=is_required)
+    if split == "train":
+        records = select_amount(records, config.data_num, config.seed)
     records = select_target(records, config.target, is_required=is_required)
     check_files(records)
     check_prompt(records, config.prompt)
@@ -170,7 +185,10 @@ def validate(
     step: int,
     threshold: float,
 ) -> dict[str, float]:
-    """Mean loss, Dice and IoU over the validation records; writes them, and overlays of the first few."""
+    """Mean loss, Dice and IoU over the validation records; writes them, and overlays of the first few.
+
+    The means are over all records of a pool; each of its datasets has its own mean Dice as well.
+    """
     pictures: list[np.ndarray] = []
 
     def draw(fetch: Fetch) -> None:
@@ -178,8 +196,13 @@ def validate(
             rows = zip(fetch("image"), fetch("probability")[..., 0], fetch("mask")[..., 0], strict=True)
             pictures.extend(overlay(image, p > threshold, mask > 0) for image, p, mask in list(rows)[:missing])
 
-    values = score_records(eval_step, arrays, loader, mesh, config.batch_size, on_batch=draw, **config.data)
+    values = score_records(
+        eval_step, arrays, loader, mesh, config.batch_size, on_batch=draw, **reader_options(config.data)
+    )
     results = {f"val/{name}": float(values[name].mean(dtype=np.float64)) for name in ("dice", "iou")}
+    datasets = np.array([record.dataset for record in loader.records])
+    for dataset in dict.fromkeys(datasets.tolist()) if len(set(datasets)) > 1 else ():
+        results[f"val/{dataset}/dice"] = float(values["dice"][datasets == dataset].mean(dtype=np.float64))
     weight = values["weight"].sum(dtype=np.float64)
     results["val/loss"] = float((values["loss"] * values["weight"]).sum(dtype=np.float64) / max(weight, 1.0))
     writers.scalars(step, results)

@@ -1,6 +1,7 @@
-"""Times our networks against PyTorch's on the same device, weights, inputs and cores, in turn in one process.
+"""Times us against PyTorch on the same device, weights, inputs and cores, in turn in one process.
 
-    python tools/benchmark.py --model=clipseg,unet --batch_size=4
+    python tools/benchmark.py --model=clipseg,unet --batch_size=4       the networks
+    python tools/benchmark.py input                                     the input pipeline: see benchmark_input.py
 
 Prints seconds an image (medians), the ratio PyTorch / ours (above 1 we are faster) and, where the peak of the device is
 known, model FLOPs utilisation. `forward` is inference; `step` is a training step of all parameters: loss, gradient,
@@ -17,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import benchmark_input
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,9 +204,17 @@ def machine() -> str:
     return f"{device}, {os.cpu_count()} CPU cores, Python {platform.python_version()}, {', '.join(found)}"
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Runs the command line."""
     args = flags.FLAGS
+    is_input = argv[1:] == ["input"]
+    args.batch_size = args.batch_size or (32 if is_input else 4)
+    if is_input:
+        return benchmark_input.run(args)
+    if argv[1:]:
+        raise UserError(
+            f"nothing is known of {' '.join(argv[1:])}: the benchmarks are 'input' and, unnamed, the networks"
+        )
     require_torch().set_num_threads(len(os.sched_getaffinity(0)))
     results, rows = {}, [["network / mode", "ours s/image", "PyTorch s/image", "PyTorch / ours", "utilisation"]]
     with tqdm(total=len(args.model) * len(args.modes), unit="mode") as progress:
@@ -225,9 +235,10 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_list("model", list(NETWORKS), "Presets, separated by commas.")
-    flags.DEFINE_integer("batch_size", 4, "Images at once.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", None, "Images at once: 4 for the networks, 32 for the input.", lower_bound=1)
     flags.DEFINE_integer("repeats", 5, "Timed runs of each.", lower_bound=1)
     flags.DEFINE_multi_enum("modes", list(MODES), MODES, "What is timed.")
     flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Of the computation.")
     flags.DEFINE_string("output", "", "A json file for the figures.")
+    benchmark_input.define_flags()
     run_program(main)

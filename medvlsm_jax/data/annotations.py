@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medvlsm_jax.data.cards import SPLITS, Card, find_folder, split_members
+from medvlsm_jax.data.cards import Card, find_folder, split_members
 from medvlsm_jax.data.files import File
 from medvlsm_jax.errors import UserError
 
@@ -50,8 +50,6 @@ def load_records(data_dir: str | Path, dataset: str, split: str, *, is_required:
         UserError: the dataset, the split or a field of a record is missing, a path leaves the dataset's folder, or the
             json is broken. That files exist and can be read is checked by `integrity`.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     cards = split_members(dataset, split)
     if is_required and not cards:
         raise UserError(f"the pool {dataset!r} has no dataset for the split {split!r}: name some in its card")

@@ -1,27 +1,30 @@
 """Records to batches with grain: which example is read at step s is a pure function of (seed, s).
 
 The stream of training examples is one shuffled pass over the records after another, without a gap: batches are always
-full and may straddle two passes. Processes take every P-th example of it, after shuffling, so the same examples make up
-step s whatever the number of hosts.
+full and may straddle two passes. Every process reads its own rows of each batch, so the same batch is put together
+whatever the number of hosts.
 """
 
 import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from medvlsm_jax.data.annotations import Record
-from medvlsm_jax.data.images import load_pair
+from medvlsm_jax.data.cache import ExampleCache, read_pair
 from medvlsm_jax.data.prompts import choose_prompt
 from medvlsm_jax.data.tokenizers import Tokenizer
 
 Batch = dict[str, Any]  # name -> numpy array
+Row = tuple[int, int, bool]  # index of a record, number of the pass, false for what only fills up the last batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Decodes, resizes and tokenises one record.
+    """Decodes, resizes and tokenises records, a batch at a time.
 
     Attributes:
         records: what indices refer to.
@@ -30,30 +33,40 @@ class Loader:
         image_size: side of the square, in pixels.
         seed: of the draws among phrasings; None takes the first (evaluation).
         classes: of a network with several outputs; each record is of one of them (`check_classes`).
+        cache: of decoded and resized images and masks.
     """
 
-    records: list[Record]
+    records: Sequence[Record]
     tokenizer: Tokenizer | None
     prompt: str
     image_size: int
     seed: int | None = None
     classes: tuple[str, ...] = ()
+    cache: ExampleCache | None = None
 
     def sentence(self, index: int, epoch: int = 0) -> str:
         """The sentence of a record in one pass over the data."""
         rng = None if self.seed is None else np.random.default_rng((self.seed, epoch, index))
         return choose_prompt(self.records[index], self.prompt, rng)
 
-    def __call__(self, index: int, epoch: int = 0, valid: bool = True) -> Batch:
-        """An example; `valid` is false for the copies that fill up the last batch of an evaluation."""
-        record = self.records[index]
-        image, mask = load_pair(record.image, record.mask, self.image_size)
-        example = {"image": image, "mask": mask, "index": np.int32(index), "valid": np.bool_(valid)}
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """The batch of these rows; images (B, S, S, 3) and masks (B, S, S, 1), 0 or 1, are uint8."""
+        indices, size = [index for index, _, _ in rows], self.image_size
+        batch: Batch = {
+            "image": np.empty((len(rows), size, size, 3), np.uint8),
+            "mask": np.empty((len(rows), size, size, 1), np.uint8),
+            "index": np.array(indices, np.int32),
+            "valid": np.array([valid for _, _, valid in rows]),
+        }
+        load = read_pair if self.cache is None else self.cache.load
+        for index, image, mask in zip(indices, batch["image"], batch["mask"], strict=True):
+            load(self.records[index], image, mask)
         if self.tokenizer is not None:
-            example["input_ids"], example["attention_mask"] = self.tokenizer(self.sentence(index, epoch))
+            tokens = [self.tokenizer(self.sentence(index, epoch)) for index, epoch, _ in rows]
+            batch["input_ids"], batch["attention_mask"] = (np.stack(part) for part in zip(*tokens, strict=True))
         if self.classes:
-            example["class_index"] = np.int32(self.classes.index(record.target))
-        return example
+            batch["class_index"] = np.array([self.classes.index(self.records[i].target) for i in indices], np.int32)
+        return batch
 
 
 def steps_per_epoch(num_records: int, batch_size: int) -> int:
@@ -66,6 +79,7 @@ def train_batches(
     batch_size: int,
     *,
     seed: int,
+    weights: Mapping[str, float] | None = None,
     first_step: int = 0,
     process: tuple[int, int] = (0, 1),
     num_workers: int = 0,
@@ -77,18 +91,39 @@ def train_batches(
         loader: reads one record.
         batch_size: of all processes together; a multiple of their number.
         seed: of the order.
+        weights: share of each dataset among the examples (`pools.mixing_weights`); none: every record once a pass.
         first_step: the step whose batch comes first.
-        process: this process's number and how many there are.
+        process: this process's number and how many there are; their rows one after another make the batch.
         num_workers: worker processes; 0 reads in threads of this process.
         num_threads: threads in each of them.
     """
-    rank, count = process
-    records = len(loader.records)
-    order = grain.MapDataset.range(records).seed(seed).shuffle().repeat()
-    order = order.map_with_index(lambda position, index: (index, position // records))
-    share = order[first_step * batch_size + rank :: count]
-    examples = share.map(lambda item: loader(item[0], item[1]))
-    return read(examples.batch(batch_size // count), num_workers, num_threads)
+    order = training_order(loader.records, seed, weights)
+    steps = grain.MapDataset.range(first_step, sys.maxsize // batch_size)
+    own = own_rows(batch_size, process)
+    batches = steps.map(lambda step: loader([(*order[step * batch_size + row], True) for row in own]))
+    return read(batches, num_workers, num_threads)
+
+
+def training_order(records: Sequence[Record], seed: int, weights: Mapping[str, float] | None = None) -> Any:
+    """Position in the endless stream of examples -> (index of the record, number of the pass), random access."""
+    if not weights:
+        return shuffled_passes(range(len(records)), seed)
+    members = [[i for i, record in enumerate(records) if record.dataset == dataset] for dataset in weights]
+    passes = [shuffled_passes(indices, (seed + i) % 2**32) for i, indices in enumerate(members)]
+    return grain.MapDataset.mix(passes, list(weights.values()))
+
+
+def shuffled_passes(indices: Sequence[int], seed: int) -> grain.MapDataset[tuple[int, int]]:
+    """Endless passes over the indices, each in another order."""
+    passes = grain.MapDataset.source(indices).seed(seed).shuffle().repeat()
+    return passes.map_with_index(lambda position, index: (index, position // len(indices)))
+
+
+def own_rows(batch_size: int, process: tuple[int, int]) -> range:
+    """Which rows of each batch a process reads: one block, for its devices hold them so."""
+    rank, processes = process
+    share = batch_size // processes
+    return range(rank * share, (rank + 1) * share)
 
 
 def eval_batches(
@@ -98,21 +133,22 @@ def eval_batches(
 
     All processes yield the same number of batches. Arguments are those of `train_batches`.
     """
-    rank, count = process
-    records = len(loader.records)
-    padded = -(-records // batch_size) * batch_size
-    share = grain.MapDataset.range(padded)[rank::count]
-    examples = share.map(lambda i: loader(min(i, records - 1), valid=i < records))
-    return read(examples.batch(batch_size // count), num_workers, num_threads)
+    count, own = len(loader.records), own_rows(batch_size, process)
+
+    def rows(step: int) -> list[Row]:
+        positions = [step * batch_size + row for row in own]
+        return [(min(position, count - 1), 0, position < count) for position in positions]
+
+    steps = grain.MapDataset.range(-(-count // batch_size))
+    return read(steps.map(lambda step: loader(rows(step))), num_workers, num_threads)
 
 
 def read(batches: grain.MapDataset[Batch], num_workers: int, num_threads: int) -> grain.DatasetIterator[Batch]:
-    """Reads a few batches ahead; whole batches are the unit, so worker processes lose none (grain#1129).
+    """Reads a few batches ahead, each in a thread of its own; worker processes take every so many-th batch.
 
     Close the iterator when done: grain's threads and processes can hang the program's end otherwise (grain#1196).
     """
-    ahead = max(2, num_threads)
-    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead))
+    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
     if num_workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
     return iter(dataset)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from medvlsm_jax.data.pipeline import Loader, eval_batches
 from medvlsm_jax.models.parameters import Arrays
-from medvlsm_jax.training.sharding import local_rows, put_batch
+from medvlsm_jax.training.sharding import local_rows, prefetch
 
 EvalStep = Callable[[Arrays, dict[str, jax.Array]], dict[str, jax.Array]]
 Fetch = Callable[[str], np.ndarray]
@@ -45,8 +45,8 @@ def score_records(
     batch_size = min(batch_size, -(-len(loader.records) // mesh.size) * mesh.size)  # a small set is not padded to many
     batches = eval_batches(loader, batch_size, process=process, num_workers=num_workers, num_threads=num_threads)
     with contextlib.closing(batches):
-        for batch in batches:
-            values = eval_step(arrays, put_batch(batch, mesh))
+        for batch, on_devices in prefetch(batches, mesh):
+            values = eval_step(arrays, on_devices)
             valid = np.asarray(values["valid"])
             for name, value in values.items():
                 if value.ndim == 1:

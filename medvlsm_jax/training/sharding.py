@@ -4,6 +4,8 @@ Axes ("data", "fsdp"): a batch is split over both, parameters and optimizer stat
 divisible axis.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -60,6 +62,18 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows as its part of global arrays."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def prefetch(
+    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
+    """Each batch on the host and on the devices; the copies of the next `ahead` are already under way."""
+    waiting: deque[tuple[dict[str, np.ndarray], dict[str, jax.Array]]] = deque()
+    for batch in batches:
+        waiting.append((batch, put_batch(batch, mesh)))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

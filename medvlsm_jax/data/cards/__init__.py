@@ -118,7 +118,13 @@ def named_card(dataset: str) -> Card:
 
 
 def split_members(dataset: str, split: str) -> list[Card]:
-    """The cards of the single datasets that a dataset or a pool has in a split."""
+    """The cards of the single datasets that a dataset or a pool has in a split.
+
+    Raises:
+        UserError: there is no such split, or a card file cannot be read.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     card = named_card(dataset)
     if not card.members:
         return [card]

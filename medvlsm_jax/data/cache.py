@@ -1,0 +1,145 @@
+"""Decoded and resized examples, one file each, that threads, worker processes and later runs share."""
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+from medvlsm_jax.data.annotations import Record
+from medvlsm_jax.data.images import load_pair
+from medvlsm_jax.errors import UserError
+
+AUTO, MEMORY, NONE = "auto", "memory", "none"
+AUTO_SHARE = 0.25  # of the free shared memory that `auto` takes at most
+SHARED_MEMORY = Path("/dev/shm")  # of Linux; elsewhere the folder for temporary files stands in
+PREFIX = f"medvlsm-{platform.node()}-"  # of folders in shared memory; then comes the process
+
+Image = UInt8[np.ndarray, "s s 3"]
+Mask = UInt8[np.ndarray, "s s 1"]
+
+
+def read_pair(record: Record, image: Image, mask: Mask) -> None:
+    """Fills the arrays with the record's image and mask, decoded and stretched to their size."""
+    image[:], mask[:] = load_pair(record.image, record.mask, len(image))
+
+
+class ExampleCache:
+    """Images and masks at one size, filled as they are read.
+
+    An entry is found by the paths, times and sizes of its two files: a file that changes is read anew.
+
+    Attributes:
+        folder: receives the entries.
+        image_size: side of the square, in pixels.
+    """
+
+    def __init__(self, folder: Path, image_size: int):
+        self.folder = folder
+        self.image_size = image_size
+        self.names: dict[tuple[str, str], str] = {}  # so that a file is asked for its time once in each process
+        self.is_full = False
+
+    def load(self, record: Record, image: Image, mask: Mask) -> None:
+        """Fills the arrays with the record's image and mask, from the cache if they are there; else stores them."""
+        path = self.folder / self.name(record)
+        if not self.read(path, image, mask):
+            read_pair(record, image, mask)
+            self.write(path, image, mask)
+
+    def name(self, record: Record) -> str:
+        """The entry's file name."""
+        files = (str(record.image), str(record.mask))
+        if files not in self.names:
+            stats = [file.stat() for file in (record.image, record.mask)]
+            parts = [self.image_size, *files, *((stat.st_mtime_ns, stat.st_size) for stat in stats)]
+            self.names[files] = hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
+        return self.names[files]
+
+    def read(self, path: Path, *arrays: np.ndarray) -> bool:
+        """Fills the arrays from an entry; false if it is missing or was cut short."""
+        try:
+            with path.open("rb", buffering=0) as file:
+                return all(file.readinto(array.data) == array.nbytes for array in arrays)
+        except FileNotFoundError:
+            return False
+
+    def write(self, path: Path, *arrays: np.ndarray) -> None:
+        """Stores an entry whole or not at all; a full disk ends the storing, not the run."""
+        if self.is_full:
+            return
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            with temporary.open("wb", buffering=0) as file:
+                for array in arrays:
+                    file.write(array.data)
+            os.replace(temporary, path)
+        except OSError as error:
+            self.is_full = True
+            temporary.unlink(missing_ok=True)
+            logging.warning("the image cache in %s takes no more (%s): other images are read anew", self.folder, error)
+
+
+@contextlib.contextmanager
+def open_cache(where: str, image_size: int, num_records: int) -> Iterator[ExampleCache | None]:
+    """The cache of a run, or None without one.
+
+    Args:
+        where: `none`; `memory`, shared by the processes of this machine and gone with the run; `auto`, which is
+            memory if that takes at most a quarter of what is free there, else none; or a folder, kept for later runs.
+        image_size: side of the square, in pixels.
+        num_records: how many examples it has to hold.
+
+    Raises:
+        UserError: the memory or the disk has not enough room, or the folder cannot be made.
+    """
+    needed = 4 * image_size**2 * num_records
+    memory = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    if where == AUTO:
+        where = MEMORY if needed <= AUTO_SHARE * shutil.disk_usage(memory).free else NONE
+    if where == NONE:
+        yield None
+    elif where == MEMORY:
+        remove_abandoned(memory)
+        check_room(memory, needed, "take a folder on a disk, or 'none'")
+        with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=memory) as folder:
+            yield ExampleCache(Path(folder), image_size)
+    else:
+        folder = Path(where)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"config.data.cache={where} cannot be made: {error.strerror}") from error
+        stored = sum(1 for _ in folder.iterdir()) * 4 * image_size**2
+        check_room(folder, needed - stored, "take another folder, or 'none'")
+        yield ExampleCache(folder, image_size)
+
+
+def check_room(folder: Path, needed: int, advice: str) -> None:
+    """Raises a UserError if fewer bytes than `needed` are free where the folder lies."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"config.data.cache: the decoded images take {needed / 2**30:.1f} GiB, but {folder} has "
+            f"{free / 2**30:.1f} GiB free: {advice}"
+        )
+
+
+def remove_abandoned(memory: Path) -> None:
+    """Frees the shared memory of runs on this machine that were killed."""
+    for folder in memory.glob(f"{PREFIX}*-*"):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        try:
+            os.kill(int(pid), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+        except PermissionError:
+            continue  # it runs, as another user
