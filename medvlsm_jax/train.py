@@ -66,6 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         weights = mixing_weights(train_records, config.pool.weights, config.pool.temperature)
         epoch_steps = steps_per_epoch(len(train_records), config.batch_size)
         total_steps = config.num_epochs * epoch_steps
+        last_step = min(total_steps, config.max_steps or total_steps)
 
         # --- Model and state -----------------------------------------------------------------------------------------
         checkpoints = stack.enter_context(Checkpoints(workdir, is_writer=True))
@@ -108,6 +109,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             seed=config.seed,
             weights=weights,
             first_step=first_step,
+            last_step=last_step,
             process=process,
             **reader_options(config.data),
         )
@@ -120,7 +122,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         guard = FiniteGuard(workdir)
 
         # --- Loop ----------------------------------------------------------------------------------------------------
-        step, last_step = first_step, min(total_steps, config.max_steps or total_steps)
+        step = first_step
         while step < last_step and not stop_signals and not progress.early_stopping.should_stop(step // epoch_steps):
             _, batch = next(batches)
             factor = schedule_factor(config.schedule, step, total_steps, config.warmup_steps)

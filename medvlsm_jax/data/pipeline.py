@@ -81,11 +81,12 @@ def train_batches(
     seed: int,
     weights: Mapping[str, float] | None = None,
     first_step: int = 0,
+    last_step: int | None = None,
     process: tuple[int, int] = (0, 1),
     num_workers: int = 0,
     num_threads: int = 8,
 ) -> grain.DatasetIterator[Batch]:
-    """Endless shuffled batches of this process's share, from `first_step` on.
+    """Shuffled batches of this process's share, from `first_step` up to `last_step` or without an end.
 
     Args:
         loader: reads one record.
@@ -93,12 +94,14 @@ def train_batches(
         seed: of the order.
         weights: share of each dataset among the examples (`pools.mixing_weights`); none: every record once a pass.
         first_step: the step whose batch comes first.
+        last_step: the number of steps of the whole run, so that nothing is read in vain.
         process: this process's number and how many there are; their rows one after another make the batch.
         num_workers: worker processes; 0 reads in threads of this process.
         num_threads: threads in each of them.
     """
     order = training_order(loader.records, seed, weights)
-    steps = grain.MapDataset.range(first_step, sys.maxsize // batch_size)
+    end = sys.maxsize // batch_size if last_step is None else max(first_step, last_step)
+    steps = grain.MapDataset.range(first_step, end)
     own = own_rows(batch_size, process)
     batches = steps.map(lambda step: loader([(*order[step * batch_size + row], True) for row in own]))
     return read(batches, num_workers, num_threads)

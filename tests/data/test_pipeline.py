@@ -85,6 +85,12 @@ def test_a_run_continues_at_any_step_as_if_unbroken(loader, step):
     assert_equal(take(train_batches(loader, BATCH, seed=0, first_step=step), 3), whole[step:])
 
 
+def test_a_run_reads_no_further_than_its_last_step(loader):
+    whole = take(train_batches(loader, BATCH, seed=0), 7)
+    assert_equal(take(train_batches(loader, BATCH, seed=0, first_step=4, last_step=7), 99), whole[4:])
+    assert take(train_batches(loader, BATCH, seed=0, first_step=7, last_step=7), 99) == []
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_each_step(loader, count):
     whole = take(train_batches(loader, BATCH, seed=0, first_step=1), 5)
