@@ -5,6 +5,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from medvlsm_jax.data.prompts import SUBSET
 from medvlsm_jax.errors import UserError
 
 
@@ -97,7 +98,7 @@ def apply_overrides(config: ml_collections.ConfigDict, arg: str | None) -> ml_co
     Raises:
         UserError: a field does not exist or a value is not of its type.
     """
-    for item in filter(None, (arg or "").split(",")):
+    for item in split_items(arg or ""):
         name, separator, text = item.partition("=")
         *groups, field = name.split(".")
         target: Any = config
@@ -110,6 +111,17 @@ def apply_overrides(config: ml_collections.ConfigDict, arg: str | None) -> ml_co
             )
         target[field] = parse_value(name, text, target.get_type(field))
     return config
+
+
+def split_items(arg: str) -> list[str]:
+    """The items between commas; what has no `=` belongs to the one before (`prompt=attributes:size,class`)."""
+    items: list[str] = []
+    for part in filter(None, arg.split(",")):
+        if items and "=" not in part and SUBSET in items[-1]:
+            items[-1] += f",{part}"
+        else:
+            items.append(part)
+    return items
 
 
 def parse_value(name: str, text: str, kind: type) -> Any:

@@ -18,12 +18,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from medvlsm_jax.config import base_config, reader_options
-from medvlsm_jax.data.annotations import Record, check_classes, check_files, load_split, select_target
+from medvlsm_jax.data.annotations import Record, check_classes, load_split, select_target
 from medvlsm_jax.data.cache import open_cache
 from medvlsm_jax.data.cards import split_members
+from medvlsm_jax.data.facts import default_cache
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
+from medvlsm_jax.data.integrity import verify
 from medvlsm_jax.data.pipeline import Loader
-from medvlsm_jax.data.prompts import TEXT, check_prompt
+from medvlsm_jax.data.prompts import RANDOM, SUBSET, TEXT, is_numbered
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.evaluation.report import summarise, summary_table, write_report
@@ -82,10 +84,11 @@ def evaluate(
         for dataset in datasets
         for card in split_members(dataset, split)
     }
-    for records in sets.values():
-        check_files(records)
-        for prompt in prompts:
-            check_prompt(records, prompt)
+    for dataset, records in sets.items():
+        report = Path(output) / "findings" / f"{dataset}.csv"
+        sets[dataset] = verify(
+            records, *prompts, on_bad=config.data.on_bad, cache=default_cache(config.data_dir), report=report
+        )
     source = load_pretrained(checkpoint, mesh, **model_overrides(config))
     if config.image_size:
         check_image_size(source.config)
@@ -129,7 +132,7 @@ def case_rows(dataset: str, loader: Loader, values: dict[str, np.ndarray]) -> li
             "dataset": dataset,
             "prompt": loader.prompt,
             "image": record.image.name,
-            "mask": record.mask.name,
+            "mask": record.name,
             "dice": float(values["dice"][i]),
             "iou": float(values["iou"][i]),
             "sentence": loader.sentence(i),
@@ -139,15 +142,23 @@ def case_rows(dataset: str, loader: Loader, values: dict[str, np.ndarray]) -> li
 
 
 def write_case(folder: Path, record: Record, probability: np.ndarray, threshold: float) -> None:
-    """Mask, probability and overlay of one record; records that share an image have masks of different names."""
+    """Mask, probability and overlay of one record, in the folders that its mask has below its dataset's."""
     image, truth = to_rgb(open_image(record.image)), read_mask(record.mask) > 0
-    write_prediction(folder, record.mask.stem, image, probability, threshold, truth)
+    path = (folder / record.name).with_suffix("")
+    write_prediction(path.parent, path.name, image, probability, threshold, truth)
 
 
 def split_prompts(text: str) -> list[str]:
-    """Prompt types between commas; what follows `text:` is one sentence, its commas included."""
+    """Prompt types between commas; `attributes:` keeps the names after it, `text:` all that follows."""
     types, marker, sentence = text.partition(TEXT)
-    return [item for item in types.split(",") if item] + ([TEXT + sentence] if marker else [])
+    prompts: list[str] = []
+    for item in filter(None, types.split(",")):
+        is_new = is_numbered(item) or item == RANDOM or item.startswith(SUBSET)
+        if prompts and prompts[-1].startswith(SUBSET) and not is_new:
+            prompts[-1] += f",{item}"
+        else:
+            prompts.append(item)
+    return prompts + ([TEXT + sentence] if marker else [])
 
 
 def file_name(prompt: str) -> str:
@@ -175,7 +186,9 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_dict("config", default_config())
     flags.DEFINE_string("checkpoint", None, "A converted model folder, or the workdir of a training run.")
     flags.DEFINE_list("dataset", None, "Datasets in config.data_dir, separated by commas.")
-    flags.DEFINE_string("prompt", None, "Prompt types (p0 … p9, random) between commas; 'text:A SENTENCE' comes last.")
+    flags.DEFINE_string(
+        "prompt", None, "Types between commas: p0 … p9, random, 'attributes:size,class'; 'text:A SENTENCE' comes last."
+    )
     flags.DEFINE_enum("split", "test", ("train", "val", "test"), "Which split is scored.")
     flags.DEFINE_string("output", None, "Receives metrics.json, cases.csv and, if asked for, masks/.")
     flags.DEFINE_bool("save_masks", False, "Write masks, probabilities and overlays at the images' own sizes.")

@@ -22,11 +22,12 @@ from ml_collections import config_flags
 
 from medvlsm_jax import atomic
 from medvlsm_jax.config import reader_options
-from medvlsm_jax.data.annotations import Record, check_classes, check_files, load_records, select_target, targets_of
+from medvlsm_jax.data.annotations import Record, check_classes, load_records, select_target, targets_of
 from medvlsm_jax.data.cache import open_cache
+from medvlsm_jax.data.facts import default_cache
+from medvlsm_jax.data.integrity import verify
 from medvlsm_jax.data.pipeline import Loader, steps_per_epoch, train_batches
 from medvlsm_jax.data.pools import mixing_weights, select_amount
-from medvlsm_jax.data.prompts import check_prompt
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import overlay
 from medvlsm_jax.models import abstract_model
@@ -61,8 +62,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         workdir = Path(workdir)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         sharding.check_batch_size(config.batch_size, mesh, config.accumulation)
-        train_records = read_split(config, "train")
-        val_records = read_split(config, "val", is_required=False)
+        train_records = read_split(config, "train", workdir)
+        val_records = read_split(config, "val", workdir, is_required=False)
         weights = mixing_weights(train_records, config.pool.weights, config.pool.temperature)
         epoch_steps = steps_per_epoch(len(train_records), config.batch_size)
         total_steps = config.num_epochs * epoch_steps
@@ -156,15 +157,20 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
     return {"step": float(step)} | ({} if progress.best_score is None else {"val_dice": progress.best_score})
 
 
-def read_split(config: ml_collections.ConfigDict, split: str, *, is_required: bool = True) -> list[Record]:
-    """The records of a split, checked for their files and the prompt type; empty where an optional split is."""
+def read_split(
+    config: ml_collections.ConfigDict, split: str, workdir: Path, *, is_required: bool = True
+) -> list[Record]:
+    """The records of a split that can be used; empty where an optional split is.
+
+    What is wrong with images, masks and prompts is found here, before anything else starts.
+    """
     records = load_records(config.data_dir, config.dataset, split, is_required=is_required)
+    report = workdir / "findings" / f"{split}.csv" if jax.process_index() == 0 else None
+    cache = default_cache(config.data_dir)
+    records = verify(records, config.prompt, on_bad=config.data.on_bad, cache=cache, report=report)
     if split == "train":
         records = select_amount(records, config.data_num, config.seed)
-    records = select_target(records, config.target, is_required=is_required)
-    check_files(records)
-    check_prompt(records, config.prompt)
-    return records
+    return select_target(records, config.target, is_required=is_required)
 
 
 def make_writers(config: ml_collections.ConfigDict, workdir: Path, first_step: int) -> Writers:

@@ -28,6 +28,12 @@ PARITY = TESTS / "data" / "parity"
 SHARED = TESTS.parent.parent / "shared"  # real samples and vocabularies, where a developer has them
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_home(tmp_path_factory):
+    """What is remembered about files stays out of the home folder, in the programs that tests start as well."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def parity() -> Path:
     """Stand-in checkpoints and outputs of the original networks."""

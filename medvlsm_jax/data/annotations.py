@@ -22,6 +22,7 @@ class Record:
         prompts: prompt type (p0, p1, …) -> a sentence or several phrasings.
         target: the class of the object, where the dataset's card names its classes.
         attributes: attribute -> word, where the annotation file has them (`grammars.attributes_of` finds them anyway).
+        name: the mask's path below its dataset's masks; predictions are named after it.
     """
 
     card: Card
@@ -30,6 +31,7 @@ class Record:
     prompts: Mapping[str, str | tuple[str, ...]]
     target: str = ""
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    name: str = ""
 
     @property
     def dataset(self) -> str:
@@ -60,10 +62,17 @@ def load_split(data_dir: str | Path, card: Card, split: str, *, is_required: boo
     """The records of a split of one dataset, as `load_records` has them."""
     root = find_folder(data_dir, card)
     path = root / "anns" / f"{split}.json"
+    card = split_card(root, card, split)
     entries = read_json(path) if is_required or path.exists() else []
     if not isinstance(entries, list) or (is_required and not entries):
         raise UserError(f"{path} holds no list of records: check that the annotations were written whole")
     return [parse_record(entry, card, root, f"{path}, record {i}") for i, entry in enumerate(entries)]
+
+
+def split_card(root: Path, card: Card, split: str) -> Card:
+    """The card for one split: the original's own CAMUS folder keeps its test patients in a subfolder of their own."""
+    is_apart = card.subfolder == "train" and split == "test" and (root / "images" / "test").is_dir()
+    return dataclasses.replace(card, subfolder="test") if is_apart else card
 
 
 def read_json(path: Path) -> Any:
@@ -92,8 +101,9 @@ def parse_record(entry: Any, card: Card, root: Path, where: str) -> Record:
     attributes = entry.get("attributes") or {}
     if not isinstance(attributes, dict) or not all(isinstance(word, str) for word in attributes.values()):
         raise UserError(f"{where}: attributes must be words by name, not {attributes!r}")
-    target = find_target(card, prompts)
-    return Record(card, folders[0] / image, folders[1] / mask, prompts, target, attributes)
+    named = attributes.get("class", "")
+    target = named if named in card.targets else find_target(card, prompts)
+    return Record(card, folders[0] / image, folders[1] / mask, prompts, target, attributes, mask)
 
 
 def find_target(card: Card, prompts: Mapping[str, str | tuple[str, ...]]) -> str:

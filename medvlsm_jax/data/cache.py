@@ -110,7 +110,9 @@ def open_cache(where: str, image_size: int, num_records: int) -> Iterator[Exampl
     elif where == MEMORY:
         remove_abandoned(memory)
         check_room(memory, needed, "take a folder on a disk, or 'none'")
-        with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=memory) as folder:
+        prefix = f"{PREFIX}{os.getpid()}-"
+        # A reader that is still at work when a run breaks off may store its last image meanwhile.
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=memory, ignore_cleanup_errors=True) as folder:
             yield ExampleCache(Path(folder), image_size)
     else:
         folder = Path(where)

@@ -55,6 +55,14 @@ def test_camus_lies_one_folder_deeper(write, tmp_path):
     assert record.mask == tmp_path / "camus" / "masks" / "train" / "b.png"
 
 
+def test_camus_as_the_original_prepared_it_has_its_test_patients_apart(write, tmp_path):
+    write([ENTRY], dataset="camus", split="test")
+    (tmp_path / "camus" / "images" / "test").mkdir(parents=True)
+    record = load_records(tmp_path, "camus", "test")[0]
+    assert record.image == tmp_path / "camus" / "images" / "test" / "a.png"
+    assert record.mask == tmp_path / "camus" / "masks" / "test" / "b.png"
+
+
 def test_names_may_hold_folders_and_letters_of_any_script(write, tmp_path):
     write(json.dumps([ENTRY | {"mask_name": "mask_1/größe.png"}], ensure_ascii=False).encode())
     assert load_records(tmp_path, "mine", "train")[0].mask == tmp_path / "mine" / "masks" / "mask_1" / "größe.png"

@@ -1,13 +1,20 @@
 """Images of every mode that hospitals send, masks, and files that are broken."""
 
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
+from medvlsm_jax.data.annotations import load_records
 from medvlsm_jax.data.images import load_pair, open_image, read_mask, resize_image, resize_mask, to_rgb
 from medvlsm_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -120,7 +127,7 @@ def test_a_mask_of_zeros_and_ones_is_an_error_that_says_how_to_mend_it(tmp_path)
     assert error_of(read_mask, path) == f"{path} holds the values 0 and 1, but masks are 0 and 255: multiply it by 255"
 
 
-@pytest.mark.parametrize("reader", [open_image, read_mask])
+@pytest.mark.parametrize("reader", [open_image, read_mask, lambda path: load_pair(path, path, 16)])
 @pytest.mark.parametrize("ending", ["png", "jpg"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9])
 def test_a_truncated_file_is_named(tmp_path, reader, ending, share):
@@ -131,18 +138,45 @@ def test_a_truncated_file_is_named(tmp_path, reader, ending, share):
 
 
 def test_a_text_file_is_no_image(tmp_path):
-    (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1")
-    assert error_of(open_image, tmp_path / "a.png").startswith(f"{tmp_path / 'a.png'} cannot be decoded as an image")
+    path = tmp_path / "a.png"
+    path.write_text("version https://git-lfs.github.com/spec/v1")
+    reason = "cannot be decoded as an image (in no format that Pillow reads): restore or remove it"
+    assert error_of(open_image, path) == f"{path} {reason}"
 
 
 def test_a_missing_file_is_named(tmp_path):
     assert error_of(open_image, tmp_path / "gone.png") == f"{tmp_path / 'gone.png'} does not exist"
 
 
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, EOFError, struct.error, SyntaxError, ValueError])
+def test_whatever_pillow_raises_for_a_broken_file_names_it(tmp_path, monkeypatch, error):
+    def fail(image):
+        raise error("bad block")
+
     path = save(noise(40, 40), tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
-    assert str(path) in error_of(open_image, path)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    assert error_of(open_image, path) == f"{path} cannot be decoded as an image (bad block): restore or remove it"
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (1, 2**31 - 1), (13_378, 13_378)])
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, size):
+    path = save(noise(40, 40), tmp_path / "a.png")
+    content = bytearray(path.read_bytes())
+    content[16:24] = b"".join(side.to_bytes(4, "big") for side in size)
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+    expected = f"{path} is too large: shrink or remove it (Image size ({size[0] * size[1]} pixels) exceeds limit of"
+    for reader in (open_image, read_mask):
+        assert error_of(reader, path).startswith(expected)
+
+
+def test_a_large_image_below_the_limit_is_read_without_a_warning(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (9_500, 9_500)).save(path)  # Pillow warns of it
+    code = f"import pathlib, medvlsm_jax.data.images as i; print(i.open_image(pathlib.Path({str(path)!r})).size)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "(9500, 9500)\n"
+    assert "DecompressionBomb" not in done.stderr
 
 
 def test_a_pair_is_a_square_image_and_its_mask(tmp_path):
@@ -152,6 +186,42 @@ def test_a_pair_is_a_square_image_and_its_mask(tmp_path):
     assert (pixels.shape, pixels.dtype, mask.shape, mask.dtype) == ((16, 16, 3), np.uint8, (16, 16, 1), np.uint8)
     np.testing.assert_array_equal(pixels, resize_image(Image.fromarray(image), 16))
     np.testing.assert_array_equal(mask[..., 0], resize_mask(truth, 16))
+
+
+@pytest.mark.parametrize("mask_mode", ["L", "1", "P", "RGB", "RGBA", "LA", "I;16", "I;16B", "I", "F"])
+@pytest.mark.parametrize("image_mode", ["RGB", "L", "P", "RGBA", "CMYK", "I;16"])
+def test_a_pair_is_what_its_parts_are_for_every_mode(tmp_path, image_mode, mask_mode):
+    image = save(Image.fromarray(noise(40, 30)).convert(image_mode), tmp_path / "a.tif")
+    deep = {"I;16": "<u2", "I;16B": ">u2", "I": "i4", "F": "f4"}
+    grey = noise(40, 30)
+    mask = Image.fromarray((grey * 300.0).astype(deep[mask_mode])) if mask_mode in deep else Image.fromarray(grey)
+    mask = save(mask if mask_mode in deep else mask.convert(mask_mode), tmp_path / "m.tif")
+    assert open_image(mask).mode == mask_mode
+    pixels, target = load_pair(image, mask, 17)
+    np.testing.assert_array_equal(pixels, resize_image(open_image(image), 17))
+    np.testing.assert_array_equal(target[..., 0], resize_mask(read_mask(mask), 17))
+    assert (target.dtype, target.max()) == (np.uint8, 1)
+
+
+@pytest.mark.parametrize("dataset", ["kvasir_polyp", "clinicdb_polyp", "isic", "busi"])
+def test_a_pair_of_a_real_sample_is_resized_as_pillow_does(shared, dataset):
+    for record in load_records(shared / "realdata", dataset, "train")[:5]:
+        with Image.open(record.image) as image, Image.open(record.mask) as mask:
+            expected = image.convert("RGB").resize((99, 99), Image.Resampling.BILINEAR)
+            truth = Image.fromarray((np.asarray(mask) > 127).astype(np.uint8)).resize(
+                (99, 99), Image.Resampling.NEAREST
+            )
+        pixels, target = load_pair(record.image, record.mask, 99)
+        np.testing.assert_array_equal(pixels, expected)
+        np.testing.assert_array_equal(target[..., 0], truth)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 30)])
+def test_a_tiny_image_is_an_error_that_names_it(tmp_path, size):
+    image = save(Image.new("RGB", size), tmp_path / "a.png")
+    mask = save(Image.new("L", size), tmp_path / "m.png")
+    expected = f"{image} is {size[0]}x{size[1]} pixels, but at least 8x8 are needed: restore or remove it"
+    assert error_of(load_pair, image, mask, 16) == expected
 
 
 def test_a_mask_of_another_size_is_an_error_that_names_both(tmp_path):

@@ -90,3 +90,83 @@ def test_an_annotated_type_without_a_sentence_is_an_error(empty):
 @pytest.mark.parametrize("prompt", ["p1", "p7", "random", "other"])
 def test_what_every_record_has_passes(prompt):
     check_prompt([make_record()], prompt)
+
+
+# --- Any subset of attributes ----------------------------------------------------------------------------------------
+
+WORDS = {"class": "polyp", "shape": "round", "size": "small", "number": "one"}
+EMPTY = {"class": "polyp", "number": "no"}
+
+
+def record_with(attributes: dict[str, str], grammar: str = "object", dataset: str = "mine", descriptions=()) -> Record:
+    card = Card(dataset, grammar=grammar, descriptions=descriptions)
+    return Record(card, Path("a.png"), Path("b.png"), {}, "", attributes)
+
+
+def test_a_subset_of_attributes_is_told_in_the_grammars_order():
+    record = record_with(WORDS)
+    for prompt in ("attributes:number,size,class", "attributes:class, size ,number"):
+        check_prompt([record], prompt)
+        assert choose_prompt(record, prompt) == "one small polyp"
+        assert choose_prompt(record, prompt, np.random.default_rng(0)) == "one small polyp"
+
+
+def test_attributes_are_read_from_sentences_where_the_file_has_none():
+    record = make_record()
+    check_prompt([record], "attributes:shape")
+    assert choose_prompt(record, "attributes:shape") == "round"
+
+
+def test_colour_may_be_spelt_in_the_british_way():
+    record = record_with(WORDS | {"color": "pink"})
+    check_prompt([record], "attributes:colour,class")
+    assert choose_prompt(record, "attributes:colour,class") == "pink polyp"
+
+
+def test_training_draws_among_the_phrasings_of_a_subset():
+    record = record_with(WORDS, descriptions=("a lump", "a bump"))
+    prompt = "attributes:class,general"
+    check_prompt([record], prompt)
+    drawn = {choose_prompt(record, prompt, np.random.default_rng(seed)) for seed in range(40)}
+    assert drawn == {"polyp which is a lump", "polyp which is a bump"}
+    assert choose_prompt(record, prompt) == "polyp which is a lump"
+
+
+def test_descriptions_of_the_annotations_go_before_those_of_the_card():
+    prompts = {"p1": "polyp", "p7": ("polyp which is a mound",)}
+    record = Record(Card("mine", descriptions=("a lump",)), Path("a.png"), Path("b.png"), prompts)
+    assert choose_prompt(record, "attributes:general") == "a mound"
+
+
+def test_a_record_that_lacks_an_attribute_leaves_it_out():
+    records = [record_with(WORDS), record_with({"class": "polyp", "number": "two"}), record_with(EMPTY)]
+    check_prompt(records, "attributes:size,class")
+    sentences = [choose_prompt(record, "attributes:size,class") for record in records]
+    assert sentences == ["small polyp", "polyp", "no polyp"]
+
+
+@pytest.mark.parametrize("prompt", ["attributes:size,weight", "attributes:", "attributes:size,,class", "attributes:p1"])
+def test_an_unknown_attribute_lists_the_fourteen(prompt):
+    with pytest.raises(UserError, match=r"is no attribute; there are class, .*, tumor_type$") as error:
+        check_prompt([record_with(WORDS)], prompt)
+    assert f"--prompt={prompt}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["color", "general", "sex"])
+def test_an_attribute_that_no_record_of_a_dataset_has_is_an_error_that_names_the_dataset(name):
+    rich = record_with(WORDS | {"color": "pink", "sex": "male"}, dataset="rich", descriptions=("a lump",))
+    with pytest.raises(
+        UserError, match=rf"^{'rich' if name == 'sex' else 'mine'}: no record has .*\({name}\)"
+    ) as error:
+        check_prompt([rich, record_with(WORDS), record_with(EMPTY)], f"attributes:class,{name}")
+    assert "can tell class, shape, " in str(error.value)
+    assert "tools/make_prompts.py" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_dataset_of_a_pool_must_have_the_attributes():
+    heart = record_with({"class": "myocardium", "shape": "oval", "size": "small"}, grammar="camus", dataset="camus")
+    check_prompt([record_with(WORDS), heart], "attributes:shape,class")
+    with pytest.raises(UserError, match=r"^camus: no record has .*\(size\); grammar 'camus' can tell class, shape:"):
+        check_prompt([record_with(WORDS), heart], "attributes:shape,size")

@@ -65,6 +65,9 @@ def test_a_config_file_has_the_fields_of_the_base_and_a_known_preset(file):
         ("mesh.data=-1", "mesh.data", -1),
         ("plateau.factor=0.5", "plateau.factor", 0.5),
         ("data.num_workers=2,dataset=isic", "data.num_workers", 2),
+        ("prompt=attributes:size,number,class,dataset=isic", "prompt", "attributes:size,number,class"),
+        ("prompt=attributes:size,dataset=isic", "dataset", "isic"),
+        ("dataset=isic+busi,pool.temperature=3", "pool.temperature", 3.0),
     ],
 )
 def test_a_config_string_sets_fields_in_their_types(file, text, field, value):

@@ -157,6 +157,12 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(run, options, tmp_pat
         ("p6,p0", ["p6", "p0"]),
         ("text:one polyp, located in left", ["text:one polyp, located in left"]),
         ("p6,text:one polyp, located in left", ["p6", "text:one polyp, located in left"]),
+        ("attributes:size,class", ["attributes:size,class"]),
+        (
+            "p0,attributes:size,class,p6,attributes:class,random",
+            ["p0", "attributes:size,class", "p6", "attributes:class", "random"],
+        ),
+        ("attributes:size,text:a, b", ["attributes:size", "text:a, b"]),
     ],
 )
 def test_commas_part_prompt_types_and_stay_in_a_sentence(flag, prompts):

@@ -1,0 +1,173 @@
+"""Annotation files for a dataset's folder: its masks measured, its prompts made."""
+
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from medvlsm_jax import atomic
+from medvlsm_jax.data.annotations import split_card
+from medvlsm_jax.data.attributes import MEASURED, measure
+from medvlsm_jax.data.cards import SPLITS, Card
+from medvlsm_jax.data.grammars import ATTRIBUTES, GENERAL, make_prompts, named_grammar, read_descriptions
+from medvlsm_jax.data.images import check_sizes, open_image, read_mask, to_rgb
+from medvlsm_jax.data.overrides import Descriptions, Overrides, check_overrides
+from medvlsm_jax.data.rows import back_up, find_rows, has_words, read_annotated
+from medvlsm_jax.data.splits import Row
+from medvlsm_jax.errors import UserError
+
+KEEPABLE = (*MEASURED, GENERAL)
+FEW = 64  # masks that one process measures sooner than several have started
+
+Measured = tuple[dict[str, str], tuple[int, int, int, int] | None]  # words and box of a mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A record with its words.
+
+    Attributes:
+        row: names, split, class and what else was known of it.
+        attributes: all its words.
+        box: of the mask, in pixels: left, top, and right and bottom just outside of it; None of an empty one.
+        published: the same record in the published annotations, if there is one.
+    """
+
+    row: Row
+    attributes: Mapping[str, str]
+    box: tuple[int, int, int, int] | None
+    published: Row | None
+
+
+def annotate(
+    folder: Path,
+    card: Card,
+    *,
+    workers: int | None = None,
+    overrides: Overrides | None = None,
+    descriptions: Descriptions | None = None,
+    keep: Sequence[str] = (),
+    true_thirds: bool = False,
+) -> Counter[str]:
+    """Writes anns/{train,val,test}.json of a dataset; published ones move to anns.published/ first.
+
+    Args:
+        folder: of the dataset, with images/ and masks/. Splits and classes are those of its records.csv, else of its
+            annotations; else every image is paired with the mask of its name and the splits are drawn.
+        card: names classes, grammar and general descriptions.
+        workers: processes; by default one for each core, or one alone where there is little to do.
+        overrides: words to take instead of the measured ones.
+        descriptions: to take instead of the card's.
+        keep: attributes to take from the published annotations instead: measured ones, or "general".
+        true_thirds: as for `attributes.measure`.
+
+    Returns:
+        The number of records of each split.
+
+    Raises:
+        UserError: a file is missing or broken, a class is not known, or an override is of no file.
+    """
+    described = describe(folder, card, workers=workers, overrides=overrides, keep=keep, true_thirds=true_thirds)
+    files = {split: [] for split in SPLITS}
+    for item in described:
+        given = descriptions
+        if GENERAL in keep and item.published and item.published.entry:
+            given = read_descriptions(item.published.entry["prompts"])
+        files[item.row.split].append(make_entry(item, card, given))
+    back_up(folder)
+    (folder / "anns").mkdir(exist_ok=True)
+    for split, entries in files.items():
+        atomic.write_text(folder / "anns" / f"{split}.json", json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
+    return Counter({split: len(entries) for split, entries in files.items()})
+
+
+def describe(
+    folder: Path,
+    card: Card,
+    *,
+    workers: int | None = None,
+    overrides: Overrides | None = None,
+    keep: Sequence[str] = (),
+    true_thirds: bool = False,
+) -> list[Described]:
+    """The records of a dataset with their words, as `annotate` writes them."""
+    named_grammar(card.grammar)
+    annotated = read_annotated(folder, card)
+    published = {(row.image, row.mask): row for row in annotated if not has_words(row.entry)}
+    if keep and not published:
+        raise UserError(f"--keep={','.join(keep)}: {folder} has no published annotations to keep words of")
+    rows = find_rows(folder, card, annotated)
+    overrides = overrides or {}
+    check_overrides(overrides, rows, folder)
+    described = []
+    for row, (measured, box) in zip(rows, measure_rows(rows, folder, card, workers, true_thirds), strict=True):
+        original = published.get((row.image, row.mask))
+        kept = {name: word for name, word in original.attributes.items() if name in keep} if original else {}
+        given = {**overrides.get(row.image, {}), **overrides.get(row.mask, {})}
+        described.append(Described(row, {**measured, **kept, **row.attributes, **given}, box, original))
+    if nameless := [item.row.mask for item in described if not item.attributes.get("class")]:
+        raise UserError(
+            f"{card.name}: of what class {nameless[0]} is (and {len(nameless) - 1} more) is not known: name it in a "
+            "card's targets, or in a column class of --attributes=FILE.csv"
+        )
+    return described
+
+
+def make_entry(item: Described, card: Card, descriptions: Descriptions | None) -> dict[str, Any]:
+    """A record as the annotation file has it."""
+    words = {name: item.attributes[name] for name in ATTRIBUTES if item.attributes.get(name)}
+    if descriptions is None:
+        descriptions = card.descriptions
+    elif isinstance(descriptions, Mapping):
+        descriptions = descriptions.get(words["class"], card.descriptions)
+    return {
+        "img_name": item.row.image,
+        "mask_name": item.row.mask,
+        **({"bbox": list(item.box)} if item.box else {}),
+        "attributes": words,
+        "prompts": make_prompts(card.grammar, words, descriptions),
+    }
+
+
+# --- Measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure_rows(
+    rows: Sequence[Row], folder: Path, card: Card, workers: int | None, true_thirds: bool
+) -> list[Measured]:
+    """What the masks and images of records show, in their order."""
+    below = {split: split_card(folder, card, split).subfolder for split in SPLITS}
+    images = [folder / "images" / below[row.split] / row.image for row in rows]
+    masks = [folder / "masks" / below[row.split] / row.mask for row in rows]
+    if missing := [path for path in (*images, *masks) if not path.is_file()]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0]}{more} is missing, but records of {card.name} name it: restore it or drop them")
+    if workers is None:
+        workers = (os.cpu_count() or 1) if len(rows) > FEW else 1
+    function = functools.partial(measure_files, true_thirds=true_thirds)
+    # Spawned, for a forked copy of a process that runs JAX can hang. Without a call to pool.map no process starts.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        results: Iterable[Measured] = (
+            map(function, images, masks) if workers == 1 else pool.map(function, images, masks, chunksize=8)
+        )
+        return list(tqdm(results, total=len(rows), desc="measuring", unit="mask", disable=None))
+
+
+def measure_files(image_path: Path, mask_path: Path, true_thirds: bool) -> Measured:
+    """The words of one object, and the box around its mask."""
+    image, mask = np.asarray(to_rgb(open_image(image_path))), read_mask(mask_path) > 0
+    check_sizes(image_path, (image.shape[1], image.shape[0]), mask_path, (mask.shape[1], mask.shape[0]))
+    words = measure(image, mask, true_thirds=true_thirds)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return words, None
+    return words, (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)

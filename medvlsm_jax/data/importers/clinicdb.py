@@ -1,0 +1,50 @@
+"""CVC-ClinicDB: numbered frames of 29 video sequences, as TIFF or, in a mirror, as TIFF and PNG."""
+
+import bisect
+import csv
+import dataclasses
+from pathlib import Path
+
+from medvlsm_jax.data.cards import Card
+from medvlsm_jax.data.importers.folders import IMAGES, MASKS, pair_folders
+from medvlsm_jax.data.importers.item import Item
+from medvlsm_jax.data.importers.layout import find_inside, find_parent, folders_of
+from medvlsm_jax.data.splits import SEQUENCE
+
+# The last frame of each sequence, from the list of the download (https://polyp.grand-challenge.org/CVCClinicDB/).
+LAST_FRAMES = (
+    *(25, 50, 67, 78, 103, 126, 151, 177, 199, 205, 227, 252, 277, 297, 317),
+    *(342, 363, 383, 408, 428, 447, 466, 478, 503, 528, 546, 571, 591, 612),
+)
+FRAME, SEQUENCE_ID = "frame_id", "sequence_id"  # columns of the mirror's metadata.csv
+
+
+def find_items(raw: Path, card: Card) -> list[Item]:
+    """The polyps, grouped by the sequence of their frame."""
+    folders = folders_of(raw, card)
+    png = [folder for folder in folders if folder.name.lower() == "png"]  # preferred to the TIFF beside it
+    parent = find_parent(png[0] if png else raw, card, IMAGES, MASKS)
+    items = pair_folders(find_inside(parent, IMAGES), find_inside(parent, MASKS), card)
+    sequences = read_sequences(folders)
+    groups = {item.image: sequences.get(Path(item.image).stem) or known_sequence(item) for item in items}
+    if unknown := [name for name, group in groups.items() if not group]:
+        print(f"{len(unknown)} frames ({unknown[0]}, …) are in no known sequence: each is a group of its own")
+    return [dataclasses.replace(item, group=groups[item.image] or item.image) for item in items]
+
+
+def read_sequences(folders: list[Path]) -> dict[str, str]:
+    """Frame -> group out of metadata.csv, empty where there is none with the two columns."""
+    path = next((path for folder in folders if (path := folder / "metadata.csv").is_file()), None)
+    if path is None:
+        return {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    return {row[FRAME]: f"{SEQUENCE}{row[SEQUENCE_ID]}" for row in rows if row.get(FRAME) and row.get(SEQUENCE_ID)}
+
+
+def known_sequence(item: Item) -> str:
+    """The group of a frame by its number; empty when it is none of the 612."""
+    stem = Path(item.image).stem
+    if not stem.isdecimal() or not 1 <= int(stem) <= LAST_FRAMES[-1]:
+        return ""
+    return f"{SEQUENCE}{bisect.bisect_left(LAST_FRAMES, int(stem)) + 1}"

@@ -1,0 +1,67 @@
+"""What an importer finds in a raw download: an object with the ways to read its image and its mask."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image
+
+from medvlsm_jax.data.images import open_image, to_rgb
+
+JPEG = (".jpg", ".jpeg")
+KEPT = (".png", *JPEG)  # formats that are copied; others become PNG
+
+Mask = Bool[np.ndarray, "h w"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One object to segment. It travels to other processes, so its functions are partials of module-level ones.
+
+    Attributes:
+        image: file name to write below images/SUBFOLDER.
+        mask: file name to write below masks/SUBFOLDER, always PNG; may have a folder in front.
+        read_image: gives the raw file, or its pixels (uint8) where no image file holds them.
+        read_mask: gives the mask.
+        target: its class.
+        group: patient or sequence; the image's name where nothing is known.
+        split: where the download itself fixes it, else empty.
+        attributes: words for the prompts, known from metadata.
+        keep_empty: otherwise an object with an empty mask is left out.
+    """
+
+    image: str
+    mask: str
+    read_image: Callable[[], Path | np.ndarray]
+    read_mask: Callable[[], Mask]
+    target: str
+    group: str
+    split: str = ""
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    keep_empty: bool = True
+
+
+def image_name(path: Path, stem: str = "") -> str:
+    """The name under which an image is written: its own, or `stem`, with the suffix of the format it will have."""
+    suffix = path.suffix.lower()
+    return (stem or path.stem) + (suffix if suffix in KEPT else ".png")
+
+
+def as_found(path: Path) -> Path:
+    """The raw file itself, to be copied."""
+    return path
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height, without decoding the pixels."""
+    with Image.open(path) as image:
+        return image.size
+
+
+def read_binary(path: Path) -> Mask:
+    """A mask file: above 127 in its brightest channel, for JPEG has grey edges; values 0 and 1 are a mask as well."""
+    values = np.asarray(to_rgb(open_image(path))).max(-1)
+    has_ones = values.max() == 1 and path.suffix.lower() not in JPEG
+    return values > (0 if has_ones else 127)

@@ -1,0 +1,265 @@
+"""Checks of images, masks and prompts before any work starts."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medvlsm_jax import atomic
+from medvlsm_jax.data.annotations import Record
+from medvlsm_jax.data.facts import Facts, Key, read_facts
+from medvlsm_jax.data.images import DEEP_MODES, check_sizes
+from medvlsm_jax.data.prompts import check_prompt
+from medvlsm_jax.errors import UserError
+
+ERROR, WARNING, SKIP = "error", "warning", "skip"
+MAX_LINES = 20  # of a table, for errors and for warnings
+
+CONVERTED = {
+    "CMYK": "is CMYK: it is converted to RGB",
+    "P": "has a palette: its colours are looked up",
+    "PA": "has a palette with transparency: its colours are looked up, the transparency is dropped",
+    "LA": "has an alpha channel: it is dropped",
+    "RGBA": "has an alpha channel: it is dropped",
+} | dict.fromkeys(
+    DEEP_MODES, "is a 16-bit, 32-bit or float image: stretched from its own minimum and maximum to 0..255"
+)
+MASK_VALUES = {
+    "grey": "holds grey values: what is above 127 counts as the object",
+    "faint": "holds values, but none above 127: it is read as empty; the object should be 255",
+}
+TURNED = "has an EXIF orientation, which is ignored as in the original: check that image and mask lie alike"
+DUPLICATE = "is listed twice with the same mask: drop one of the records"
+SAME_NAME = "has the name of another mask of the dataset: predictions named after it are overwritten; rename one"
+COLONDB_COPY = (
+    "the annotations are a copy of CVC-ColonDB's, whose sentences describe other images (so they were published): "
+    "generate its own with tools/make_prompts.py"
+)
+# Of the sorted stems of the image names in ColonDB's published train.json and test.json, one a line.
+COLONDB_DIGESTS = (
+    "f8b3eb1df2f4867a257915154712053a50f8790959dba9bfe84360fc46a767ed",
+    "db28c9e80541727a751a6100e9ea4c8aada54b2fea64e07e482d59579cf3cdb5",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something wrong with a file, or with a dataset.
+
+    Attributes:
+        level: `error` or `warning`.
+        dataset: its name.
+        file: the file; empty where the finding is about the whole dataset.
+        text: what is wrong and what to do.
+        indices: of the records that it concerns.
+    """
+
+    level: str
+    dataset: str
+    file: str
+    text: str
+    indices: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.file or self.dataset + ':'} {self.text}"
+
+
+# --- What a run asks for ----------------------------------------------------------------------------------------------
+
+
+def verify(
+    records: Sequence[Record],
+    *prompts: str,
+    on_bad: str = ERROR,
+    cache: Path | None = None,
+    report: Path | None = None,
+) -> list[Record]:
+    """The records that can be used, after warnings were printed.
+
+    Args:
+        records: of one split, of one dataset or several.
+        prompts: prompt types that every record must have.
+        on_bad: `error` stops at the first error, `skip` leaves out the records with errors and says how many.
+        cache: a json file that remembers what was found; made when missing.
+        report: a csv file that receives the findings, if there are any and the run goes on.
+
+    Raises:
+        UserError: there are errors and `on_bad` is `error`, no record is left, or `on_bad` is another word.
+    """
+    if on_bad not in (ERROR, SKIP):
+        raise UserError(f"--config.data.on_bad={on_bad}: choose {ERROR} or {SKIP}")
+    findings = inspect_records(records, *prompts, cache=cache)
+    errors = [finding for finding in findings if finding.level == ERROR]
+    bad = {index for error in errors for index in error.indices}
+    if errors and (on_bad == ERROR or len(bad) == len(records)):
+        more = f"; {counted(len(errors) - 1, 'more error')}" if len(errors) > 1 else ""
+        hint = "--config.data.on_bad=skip leaves such records out" if on_bad == ERROR else "no record is left"
+        raise UserError(f"{errors[0]}{more} ({hint}; tools/prepare_data.py --verify lists everything)")
+    if findings:
+        print(findings_table(findings))
+    if report is not None and (findings or report.exists()):
+        write_csv(report, findings)
+    if errors:
+        listed = "" if report is None else f", see {report}"
+        print(f"skipped {len(bad)} of {len(records)} records with errors{listed}")
+    return [record for i, record in enumerate(records) if i not in bad]
+
+
+def inspect_records(
+    records: Sequence[Record], *prompts: str, cache: Path | None = None, workers: int | None = None
+) -> list[Finding]:
+    """All that is wrong with a list of records, errors before warnings, else in the order of the records.
+
+    Args:
+        records: of one split, of one dataset or several.
+        prompts: prompt types that every record must have.
+        cache: a json file that remembers what was found about each file; made when missing.
+        workers: threads that decode; by default a few more than there are cores.
+    """
+    users: dict[Key, list[int]] = {}
+    for i, record in enumerate(records):
+        users.setdefault((str(record.image), False), []).append(i)
+        users.setdefault((str(record.mask), True), []).append(i)
+    facts = read_facts(records, cache, workers)
+    found = [
+        Finding(level, records[indices[0]].dataset, name, text, tuple(indices))
+        for (name, is_mask), indices in users.items()
+        for level, text in describe(facts[name, is_mask], is_mask)
+    ]
+    found += [*find_mismatches(records, facts), *find_repeated(records)]
+    found += [*find_copied(records), *(lack for prompt in prompts for lack in find_unprompted(records, prompt))]
+    return sorted(found, key=lambda finding: finding.level)  # "error" comes before "warning"
+
+
+# --- Findings ---------------------------------------------------------------------------------------------------------
+
+
+def describe(facts: Facts, is_mask: bool) -> Iterator[tuple[str, str]]:
+    """Levels and texts of what is wrong with one file."""
+    if facts.error:
+        yield ERROR, facts.error
+        return
+    if is_mask and facts.mode not in ("1", "L", *DEEP_MODES):
+        yield WARNING, f"is of mode {facts.mode}, not of a single channel: its first channel counts"
+    if not is_mask and facts.mode in CONVERTED:
+        yield WARNING, CONVERTED[facts.mode]
+    if facts.values in MASK_VALUES:
+        yield WARNING, MASK_VALUES[facts.values]
+    if facts.is_turned:
+        yield WARNING, TURNED
+
+
+def find_mismatches(records: Sequence[Record], facts: Mapping[Key, Facts]) -> Iterator[Finding]:
+    """Masks that differ from their image in size."""
+    for i, record in enumerate(records):
+        image, mask = facts[str(record.image), False], facts[str(record.mask), True]
+        if image.error or mask.error:
+            continue
+        try:
+            check_sizes(record.image, image.size, record.mask, mask.size)
+        except UserError as error:
+            text = str(error).removeprefix(f"{record.mask} ")
+            yield Finding(ERROR, record.dataset, str(record.mask), text, (i,))
+
+
+def find_unprompted(records: Sequence[Record], prompt: str) -> Iterator[Finding]:
+    """Datasets with records that lack the prompt type."""
+    for dataset, indices in by_dataset(records).items():
+        if not (message := prompt_error([records[i] for i in indices], prompt)):
+            continue
+        lacking = tuple(i for i in indices if prompt_error([records[i]], prompt)) or tuple(indices)
+        text = f"{message.removeprefix(f'{dataset}: ')} ({len(lacking)} of {len(indices)} records)"
+        yield Finding(ERROR, dataset, "", text, lacking)
+
+
+def prompt_error(records: list[Record], prompt: str) -> str:
+    """What `check_prompt` says against records; empty if nothing."""
+    try:
+        check_prompt(records, prompt)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def find_repeated(records: Sequence[Record]) -> Iterator[Finding]:
+    """Records listed twice, and different masks of one name, which is how predictions are named."""
+    seen: set[tuple[str, str]] = set()
+    masks: dict[tuple[str, str], str] = {}
+    for i, record in enumerate(records):
+        image, mask = str(record.image), str(record.mask)
+        if (image, mask) in seen:
+            yield Finding(WARNING, record.dataset, image, DUPLICATE, (i,))
+        elif masks.setdefault((record.dataset, record.name), mask) != mask:
+            yield Finding(WARNING, record.dataset, mask, SAME_NAME, (i,))
+        seen.add((image, mask))
+
+
+def find_copied(records: Sequence[Record]) -> Iterator[Finding]:
+    """CVC-300 with the annotations of ColonDB."""
+    indices = by_dataset(records).get("cvc300_polyp", [])
+    if is_colondb_copy({"img_name": records[i].image.name} for i in indices):
+        yield Finding(WARNING, "cvc300_polyp", "", COLONDB_COPY, tuple(indices))
+
+
+def is_colondb_copy(entries: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a split's entries, as in its json file, name the very images of CVC-ColonDB's published split.
+
+    The files published for CVC-300 do: they are ColonDB's, byte for byte (see COLONDB_DIGESTS).
+    """
+    stems = sorted(Path(str(entry.get("img_name"))).stem for entry in entries)
+    return hashlib.sha256("\n".join(stems).encode()).hexdigest() in COLONDB_DIGESTS
+
+
+def by_dataset(records: Sequence[Record]) -> dict[str, list[int]]:
+    """Dataset -> the indices of its records."""
+    indices: dict[str, list[int]] = {}
+    for i, record in enumerate(records):
+        indices.setdefault(record.dataset, []).append(i)
+    return indices
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def findings_table(findings: Sequence[Finding]) -> str:
+    """Text for the terminal: errors, then warnings, with their counts; equal ones of a dataset share a line."""
+    lines = []
+    for level in (ERROR, WARNING):
+        groups: dict[tuple[str, str], list[Finding]] = {}
+        for finding in findings:
+            if finding.level == level:
+                groups.setdefault((finding.dataset, finding.text), []).append(finding)
+        if count := sum(map(len, groups.values())):
+            lines.append(counted(count, level))
+        lines += [group_line(group) for group in list(groups.values())[:MAX_LINES]]
+        if len(groups) > MAX_LINES:
+            lines.append(f"  … and {len(groups) - MAX_LINES} lines more")
+    return "\n".join(lines or ["no errors, no warnings"])
+
+
+def group_line(group: Sequence[Finding]) -> str:
+    """One line for findings of one text: the first file and how many more."""
+    first, more = group[0], f" and {len(group) - 1} more:" if len(group) > 1 else ""
+    return f"  {first.dataset}: " + " ".join(filter(None, (first.file + more, first.text)))
+
+
+def counted(count: int, noun: str) -> str:
+    """A count and its noun."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def findings_rows(findings: Sequence[Finding]) -> list[list[str]]:
+    """Every finding, under a header, errors first."""
+    rows = [[f.level, f.dataset, f.file, str(len(f.indices)), f.text] for f in findings]
+    return [["level", "dataset", "file", "records", "finding"], *sorted(rows, key=lambda row: row[0])]
+
+
+def write_csv(path: Path, findings: Sequence[Finding]) -> None:
+    """Writes `findings_rows` as a csv file, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(findings_rows(findings))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path, text.getvalue())

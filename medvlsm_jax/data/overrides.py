@@ -1,0 +1,74 @@
+"""What users bring themselves: words of their own in a csv, general descriptions in a json."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medvlsm_jax.data.annotations import read_json
+from medvlsm_jax.data.grammars import ALIASES, ATTRIBUTES, GENERAL
+from medvlsm_jax.data.splits import Row
+from medvlsm_jax.errors import UserError
+
+Descriptions = Mapping[str, Sequence[str]] | Sequence[str]  # of each class, or of any
+Overrides = Mapping[str, Mapping[str, str]]  # name of a mask or an image -> attribute -> word
+
+
+def read_overrides(path: Path) -> dict[str, dict[str, str]]:
+    """Words from a csv: name of a mask or an image -> attribute -> word.
+
+    The csv has a column mask or image, and a column for each attribute that it gives; an empty cell gives none.
+
+    Raises:
+        UserError: the file cannot be read, has another column, or names a file twice.
+    """
+    overrides: dict[str, dict[str, str]] = {}
+    for line in read_csv(path):
+        keys = [column for column in ("mask", "image") if column in line]
+        words = {ALIASES.get(column, column): word for column, word in line.items() if column not in keys}
+        if len(keys) != 1:
+            raise UserError(f"{path} needs a column mask or a column image, and not both")
+        if unknown := [name for name in words if name not in ATTRIBUTES or name == GENERAL]:
+            known = ", ".join(name for name in ATTRIBUTES if name != GENERAL)
+            raise UserError(f"{path}: the column {unknown[0]!r} is no attribute; there are {known}")
+        name = line[keys[0]]
+        if name in overrides:
+            raise UserError(f"{path} has {name} twice: leave one line of it")
+        overrides[name] = {attribute: word for attribute, word in words.items() if word}
+    return overrides
+
+
+def check_overrides(overrides: Overrides, rows: Sequence[Row], folder: Path) -> None:
+    """Raises a UserError when an override is of no mask and no image."""
+    names = {name for row in rows for name in (row.image, row.mask)}
+    if unknown := [name for name in overrides if name not in names]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UserError(f"--attributes names {unknown[0]}{more}, which is no image or mask of a record in {folder}")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The lines of a csv file by column, without spaces around the cells; raises UserError when it cannot be read."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.DictReader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a csv file: {error}") from error
+    for i, line in enumerate(lines, start=2):
+        if None in line or None in line.values():
+            raise UserError(f"{path}, line {i}: it has not as many cells as the first line")
+    return [{column.strip(): cell.strip() for column, cell in line.items()} for line in lines]
+
+
+def read_descriptions_file(path: Path) -> Descriptions:
+    """General descriptions from a json file: a list of sentences, or an object with such a list for each class.
+
+    Raises:
+        UserError: the file cannot be read or holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"--descriptions={path} does not exist")
+    found = read_json(path)
+    lists = list(found.values()) if isinstance(found, dict) else [found]
+    for texts in lists:
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise UserError(f'--descriptions={path} must hold a list of sentences, or {{"CLASS": [sentences, …], …}}')
+    return found

@@ -1,0 +1,113 @@
+"""The records of a dataset's folder before they have prompts: files, splits, classes and what no mask can tell."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medvlsm_jax.data.annotations import parse_record, read_json
+from medvlsm_jax.data.attributes import MEASURED
+from medvlsm_jax.data.cards import SPLITS, Card
+from medvlsm_jax.data.grammars import attributes_of
+from medvlsm_jax.data.importers.folders import match_mask
+from medvlsm_jax.data.importers.layout import list_images, lonely
+from medvlsm_jax.data.overrides import read_csv
+from medvlsm_jax.data.splits import Row, assign_splits
+from medvlsm_jax.errors import UserError
+
+BACKUP = "anns.published"  # what was in anns/ before this program first wrote there
+COLUMNS = ("image", "mask", "split", "group", "target")  # of records.csv, before those of attributes
+SEED = 42  # of the splits of a folder that has none
+
+
+def find_rows(folder: Path, card: Card, annotated: Sequence[Row]) -> list[Row]:
+    """The records of a dataset with what no mask can tell: of its records.csv, else of its annotations, else paired."""
+    if (folder / "records.csv").is_file():
+        return read_rows(folder / "records.csv")
+    if not annotated:
+        return pair_files(folder, card)
+    known = [{name: word for name, word in row.attributes.items() if name not in MEASURED} for row in annotated]
+    return [dataclasses.replace(row, attributes=words) for row, words in zip(annotated, known, strict=True)]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The lines of records.csv that are in a split."""
+    rows = []
+    for line in read_csv(path):
+        if missing := [column for column in COLUMNS if column not in line]:
+            raise UserError(f"{path} has no column {missing[0]!r}: tools/prepare_data.py writes it")
+        words = {name: word for name, word in line.items() if name not in COLUMNS and word}
+        words = {"class": line["target"], **words} if line["target"] else words
+        rows.append(Row(line["image"], line["mask"], line["split"], line["group"], line["target"], words))
+    return [row for row in rows if row.split in SPLITS]
+
+
+def read_annotated(folder: Path, card: Card) -> list[Row]:
+    """The records of a folder's annotations with all their words: those that it came with, else those made here."""
+    anns, backup = folder / "anns", folder / BACKUP
+    rows = []
+    for split in SPLITS:
+        path = (backup if backup.is_dir() and is_ours(anns) else anns) / f"{split}.json"
+        for i, entry in enumerate(read_entries(path)):
+            record = parse_record(entry, card, folder, f"{path}, record {i}")
+            words = attributes_of(record)
+            rows.append(Row(entry["img_name"], entry["mask_name"], split, "", record.target, words, entry=entry))
+    return rows
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """The records of an annotation file; none where there is no file."""
+    entries = read_json(path) if path.exists() else []
+    if not isinstance(entries, list):
+        raise UserError(f"{path} holds no list of records: check that the annotations were written whole")
+    return entries
+
+
+def pair_files(folder: Path, card: Card) -> list[Row]:
+    """A record for each image and the mask of its name, in splits that are drawn by image."""
+    bases = [folder / kind / card.subfolder for kind in ("images", "masks")]
+    images, masks = (list_images(base) for base in bases)
+    if not images:
+        raise UserError(f"{bases[0]} holds no images: check --data_dir and --dataset")
+    by_lower = {stem.lower(): stem for stem in masks}
+    pairs = {stem: match_mask(stem, by_lower) for stem in sorted(images)}
+    if missing := [images[stem].name for stem, mask in pairs.items() if mask is None]:
+        raise lonely(f"{bases[1]} has no mask for images of {bases[0]}", missing)
+    splits = assign_splits(list(pairs), card.counts, SEED)
+    target = card.targets[0] if len(card.targets) == 1 else ""
+    rows = []
+    for stem, mask in pairs.items():
+        image_name = images[stem].relative_to(bases[0]).as_posix()
+        mask_name = masks[mask or ""].relative_to(bases[1]).as_posix()
+        rows.append(Row(image_name, mask_name, splits[stem], stem, target, {"class": target} if target else {}))
+    return rows
+
+
+def is_ours(anns: Path) -> bool:
+    """Whether this program wrote the annotations in a folder, or nobody."""
+    return all(has_words(entry) for split in SPLITS for entry in read_entries(anns / f"{split}.json"))
+
+
+def has_words(entry: Any) -> bool:
+    """Whether a record of an annotation file has its attributes, as only this program writes them."""
+    return isinstance(entry, dict) and "attributes" in entry
+
+
+def back_up(folder: Path) -> None:
+    """Moves annotations of other origin out of the way.
+
+    Raises:
+        UserError: their place is taken by others.
+    """
+    if is_ours(folder / "anns"):
+        return
+    if (folder / BACKUP).exists():
+        raise UserError(
+            f"{folder / 'anns'} is not of this program, and {folder / BACKUP} is there already: move one of them away"
+        )
+    temporary = folder / f".{BACKUP}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(folder / "anns", temporary)
+    temporary.rename(folder / BACKUP)
+    print(f"the annotations found in {folder / 'anns'} are kept in {folder / BACKUP}")

@@ -1,0 +1,96 @@
+"""The command line: what can be prepared, and the way from a download to a training run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from prepare_data import chosen_card, describe, list_cards, summary
+
+from medvlsm_jax.data.cards import CARDS, Card
+from medvlsm_jax.errors import UserError
+
+PROGRAM = Path(__file__).parents[2] / "tools" / "prepare_data.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    """A folder of images and masks."""
+    rng = np.random.default_rng(0)
+    for folder, shape in (("images", (16, 16, 3)), ("masks", (16, 16))):
+        (tmp_path / "raw" / folder).mkdir(parents=True)
+        for i in range(10):
+            values = rng.integers(0, 256, shape, np.uint8)
+            image = Image.fromarray(values if folder == "images" else np.where(values > 127, 255, 0).astype(np.uint8))
+            image.save(tmp_path / "raw" / folder / f"{i}.png")
+    return tmp_path / "raw"
+
+
+def test_all_cards_are_listed():
+    lines = list_cards().splitlines()
+    assert [line.split()[0] for line in lines[2:]] == list(CARDS)
+    camus = next(line for line in lines if line.startswith("camus"))
+    for text in ("cardiac ultrasound", "3 classes", "4800", "600", "p0-p7", "CC BY-NC-SA"):
+        assert text in camus
+
+
+@pytest.mark.parametrize("dataset", CARDS)
+def test_everything_about_a_dataset(dataset):
+    card, text = CARDS[dataset], describe(CARDS[dataset])
+    for value in (
+        card.title,
+        card.citation,
+        card.download,
+        card.note,
+        *card.targets,
+        *card.layout.strip().splitlines(),
+    ):
+        assert value in text
+    for names in card.members.values():
+        assert ", ".join(names) in text
+
+
+def test_a_dataset_to_prepare_is_known_and_no_pool(tmp_path):
+    assert chosen_card("isic") is CARDS["isic"]
+    (tmp_path / "mine.toml").write_text('name = "mine"')
+    assert chosen_card(str(tmp_path / "mine.toml")) == Card("mine")
+    with pytest.raises(UserError, match="--dataset=kvasir is not known: choose one of bkai_polyp"):
+        chosen_card("kvasir")
+    for pool in ("pooled_polyp", "isic+busi"):
+        with pytest.raises(UserError, match="is a pool"):
+            chosen_card(pool)
+
+
+def test_what_to_do_next():
+    text = summary(CARDS["isic"], "isic", "DATA", {"train": 8, "val": 1, "test": 3})
+    assert text.splitlines()[0] == "isic: train 8, val 1, test 3 records in DATA/isic"
+    assert "medvlsm_jax.train --config=configs/clipseg.py:dataset=isic,prompt=p6" in text
+    text = summary(CARDS["cvc300_polyp"], "cvc300_polyp", "DATA", {"train": 0, "val": 0, "test": 60})
+    assert "medvlsm_jax.evaluate" in text
+    assert "--dataset=cvc300_polyp" in text
+
+
+def test_the_whole_way(raw, tmp_path):
+    (tmp_path / "mine.toml").write_text('name = "mine"\ntargets = ["lesion"]\n')
+    arguments = [f"--dataset={tmp_path / 'mine.toml'}", f"--raw={raw}", f"--data_dir={tmp_path / 'data'}"]
+    for _ in range(2):
+        result = run(*arguments, "--num_workers=1")
+        assert result.returncode == 0, result.stderr
+        assert "mine: train 8, val 1, test 1 records" in result.stdout
+        assert "next: python -m medvlsm_jax.train" in result.stdout
+    result = run(*arguments, "--seed=1")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "was prepared with seed=42" in result.stderr
+
+
+def test_missing_flags_are_named():
+    result = run("--dataset=isic")
+    assert result.returncode == 2
+    assert result.stderr == "error: give --raw and --data_dir, or --list to see the datasets\n"

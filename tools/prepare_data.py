@@ -1,0 +1,130 @@
+r"""Brings a raw download into the layout that training and evaluation read.
+
+    python tools/prepare_data.py --list
+    python tools/prepare_data.py --list --dataset=camus
+    python tools/prepare_data.py --dataset=camus --raw=DOWNLOAD --data_dir=DATA
+    python tools/prepare_data.py --dataset=isic --raw=DOWNLOAD --data_dir=DATA --annotations=PUBLISHED --on_leak=drop
+    python tools/prepare_data.py --dataset=mine.toml --raw=FOLDER_WITH_images_AND_masks --data_dir=DATA
+
+The download is only read. Splits are the published ones (--annotations), those of the download, or drawn by patient,
+sequence or image. A run that was cut off is continued by the same command, and a complete folder is left as it is.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from absl import flags
+
+from medvlsm_jax.data.cards import CARDS, SPLITS, Card, named_card
+from medvlsm_jax.data.grammars import GRAMMARS
+from medvlsm_jax.data.importers.prepare import ON_LEAK, prepare
+from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.evaluation.report import table
+
+
+def list_cards() -> str:
+    """A table of all datasets and pools."""
+    rows = [["dataset", "modality", "targets", *SPLITS, "prompts", "licence"]]
+    rows += [card_row(card) for card in CARDS.values()]
+    return table(rows)
+
+
+def card_row(card: Card) -> list[str]:
+    """A dataset in the table."""
+    counts = [str(card.counts.get(split, "-")) for split in SPLITS]
+    targets = ", ".join(card.targets) if len(card.targets) < 2 else f"{len(card.targets)} classes"
+    prompts = "" if card.members else prompt_types(card)
+    return [card.name, card.modality, targets, *counts, prompts, card.licence]
+
+
+def prompt_types(card: Card) -> str:
+    """The prompt types of a dataset, p0 included: p0-p9."""
+    types = list(GRAMMARS[card.grammar].types)
+    return f"p0-{types[-1]}"
+
+
+def describe(card: Card) -> str:
+    """Everything that a card says, a line each."""
+    values = {
+        "dataset": card.name,
+        "title": card.title,
+        "modality": card.modality,
+        "targets": ", ".join(card.targets),
+        "records": ", ".join(f"{split} {count}" for split, count in card.counts.items()),
+        "prompts": "" if card.members else prompt_types(card),
+        **{f"{split} of": ", ".join(names) for split, names in card.members.items()},
+        "licence": card.licence,
+        "citation": card.citation,
+        "download": card.download,
+        "note": card.note,
+        "layout": card.layout.strip().replace("\n", f"\n{'':12}"),
+    }
+    return "\n".join(f"{key:<12}{value}" for key, value in values.items() if value)
+
+
+def chosen_card(dataset: str) -> Card:
+    """The card of a dataset to prepare.
+
+    Raises:
+        UserError: there is none, or it is a pool.
+    """
+    card = named_card(dataset)
+    if card.members:
+        members = dict.fromkeys(name for names in card.members.values() for name in names)
+        raise UserError(f"--dataset={dataset} is a pool: prepare its datasets one by one ({', '.join(members)})")
+    if card.name not in CARDS and not dataset.endswith(".toml"):
+        raise UserError(
+            f"--dataset={dataset} is not known: choose one of {', '.join(CARDS)}, or give the path of a card of yours "
+            "(*.toml)"
+        )
+    return card
+
+
+def summary(card: Card, dataset: str, data_dir: str, records: Mapping[str, int]) -> str:
+    """What a run has written, and what to do next; `dataset` is what the user calls it."""
+    counts = ", ".join(f"{split} {records[split]}" for split in SPLITS)
+    if records["train"]:
+        following = f"train --config=configs/clipseg.py:dataset={dataset},prompt=p6 --workdir=WORKDIR"
+    else:
+        following = f"evaluate --checkpoint=WORKDIR --dataset={dataset} --prompt=p6 --output=OUTPUT"
+    return (
+        f"{card.name}: {counts} records in {Path(data_dir) / card.name}\n"
+        f"next: python -m medvlsm_jax.{following} --config.data_dir={data_dir}"
+    )
+
+
+def main(_: list[str]) -> None:
+    """Runs the command line."""
+    args = flags.FLAGS
+    if args.list:
+        print(describe(named_card(args.dataset)) if args.dataset else list_cards())
+        return
+    if missing := [f"--{name}" for name in ("dataset", "raw", "data_dir") if not args[name].value]:
+        raise UserError(f"give {' and '.join(missing)}, or --list to see the datasets")
+    card = chosen_card(args.dataset)
+    records = prepare(
+        card,
+        Path(args.raw).expanduser(),
+        Path(args.data_dir).expanduser(),
+        annotations=Path(args.annotations).expanduser() if args.annotations else None,
+        seed=args.seed,
+        workers=args.num_workers,
+        on_leak=args.on_leak,
+        per_class=args.per_class,
+        max_side=args.max_side,
+    )
+    print(summary(card, args.dataset, args.data_dir, records))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("dataset", "", "A dataset of --list, or the path of a card (*.toml) of your own.")
+    flags.DEFINE_string("raw", "", "The unpacked download, or the folder that holds it; it is only read.")
+    flags.DEFINE_string("data_dir", "", "Receives the folder of the dataset.")
+    flags.DEFINE_string("annotations", "", "Published annotation files, whose splits and prompts are taken over.")
+    flags.DEFINE_integer("seed", 42, "Of splits that are drawn.", lower_bound=0)
+    flags.DEFINE_integer("num_workers", None, "Processes; by default one for each core.", lower_bound=1)
+    flags.DEFINE_enum("on_leak", "error", ON_LEAK, "When splits share a patient or an image: stop, keep or drop it.")
+    flags.DEFINE_bool("per_class", False, "BKAI: an object for neoplastic and one for non-neoplastic polyps.")
+    flags.DEFINE_integer("max_side", 0, "Shrink larger images to it, in pixels; 0 leaves them as found.", lower_bound=0)
+    flags.DEFINE_bool("list", False, "Print all datasets, or everything about --dataset.")
+    run_program(main)
