@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from medvlsm_jax.config import base_config, reader_options
 from medvlsm_jax.data.annotations import Record, check_classes, load_split, select_target
+from medvlsm_jax.data.arrayrecord import check_stored_size
 from medvlsm_jax.data.cache import open_cache
 from medvlsm_jax.data.cards import split_members
 from medvlsm_jax.data.facts import default_cache
@@ -94,6 +95,7 @@ def evaluate(
         check_image_size(source.config)
     for records in sets.values():
         check_classes(records, source.config.classes)
+        check_stored_size(records, source.config.image_size)
     tokenizer = load_model_tokenizer(config.tokenizer or source.tokenizer, source.config)
     eval_step = make_eval_step(source.graphdef, mesh, probabilities=save_masks)
 

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 from medvlsm_jax import atomic
 from medvlsm_jax.config import reader_options
 from medvlsm_jax.data.annotations import Record, check_classes, load_records, select_target, targets_of
+from medvlsm_jax.data.arrayrecord import check_stored_size
 from medvlsm_jax.data.cache import open_cache
 from medvlsm_jax.data.facts import default_cache
 from medvlsm_jax.data.integrity import verify
@@ -73,6 +74,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         checkpoints = stack.enter_context(Checkpoints(workdir, is_writer=True))
         source = find_source(config, workdir, checkpoints.latest(), targets_of(train_records))
         check_classes([*train_records, *val_records], source.config.classes)
+        check_stored_size([*train_records, *val_records], source.config.image_size)
         tokenizer = load_model_tokenizer(source.tokenizer, source.config)
         optimizer = adamw(weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
         state, progress = start_state(config, source, optimizer, mesh, checkpoints)

@@ -5,19 +5,24 @@ r"""Brings a raw download into the layout that training and evaluation read.
     python tools/prepare_data.py --dataset=camus --raw=DOWNLOAD --data_dir=DATA
     python tools/prepare_data.py --dataset=isic --raw=DOWNLOAD --data_dir=DATA --annotations=PUBLISHED --on_leak=drop
     python tools/prepare_data.py --dataset=mine.toml --raw=FOLDER_WITH_images_AND_masks --data_dir=DATA
+    python tools/prepare_data.py --dataset=camus --data_dir=DATA --verify
+    python tools/prepare_data.py --dataset=camus --data_dir=DATA --array_record=STORES --num_shards=8
 
 The download is only read. Splits are the published ones (--annotations), those of the download, or drawn by patient,
 sequence or image. A run that was cut off is continued by the same command, and a complete folder is left as it is.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 
-from medvlsm_jax.data.cards import CARDS, SPLITS, Card, named_card
-from medvlsm_jax.data.grammars import GRAMMARS
+from medvlsm_jax.data.arrayrecord_writer import write_store
+from medvlsm_jax.data.cards import CARDS, SPLITS, Card, named_card, split_members
+from medvlsm_jax.data.grammars import GENERAL, GRAMMARS
 from medvlsm_jax.data.importers.prepare import ON_LEAK, prepare
+from medvlsm_jax.data.integrity import ERROR, findings_table, inspect_dataset
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.report import table
 
@@ -31,7 +36,8 @@ def list_cards() -> str:
 
 def card_row(card: Card) -> list[str]:
     """A dataset in the table."""
-    counts = [str(card.counts.get(split, "-")) for split in SPLITS]
+    members = {split: split_members(card.name, split) for split in SPLITS}
+    counts = [str(sum(member.counts.get(split, 0) for member in members[split]) or "-") for split in SPLITS]
     targets = ", ".join(card.targets) if len(card.targets) < 2 else f"{len(card.targets)} classes"
     prompts = "" if card.members else prompt_types(card)
     return [card.name, card.modality, targets, *counts, prompts, card.licence]
@@ -39,8 +45,8 @@ def card_row(card: Card) -> list[str]:
 
 def prompt_types(card: Card) -> str:
     """The prompt types of a dataset, p0 included: p0-p9."""
-    types = list(GRAMMARS[card.grammar].types)
-    return f"p0-{types[-1]}"
+    types = GRAMMARS[card.grammar].types
+    return f"p0-{[name for name, told in types.items() if card.descriptions or GENERAL not in told][-1]}"
 
 
 def describe(card: Card) -> str:
@@ -93,14 +99,26 @@ def summary(card: Card, dataset: str, data_dir: str, records: Mapping[str, int])
     )
 
 
-def main(_: list[str]) -> None:
-    """Runs the command line."""
-    args = flags.FLAGS
-    if args.list:
-        print(describe(named_card(args.dataset)) if args.dataset else list_cards())
-        return
-    if missing := [f"--{name}" for name in ("dataset", "raw", "data_dir") if not args[name].value]:
-        raise UserError(f"give {' and '.join(missing)}, or --list to see the datasets")
+def verify(dataset: str, data_dir: str, prompts: Sequence[str]) -> None:
+    """Prints all that is wrong with a prepared dataset or pool; ends with status 1 if there are errors."""
+    findings = inspect_dataset(data_dir, dataset, *prompts)
+    print(findings_table(findings))
+    if any(finding.level == ERROR for finding in findings):
+        sys.exit(1)
+
+
+def store(args: flags.FlagValues) -> None:
+    """Writes a prepared dataset, or each of a pool, as ArrayRecord."""
+    cards = {card.name: card for split in SPLITS for card in split_members(args.dataset, split)}
+    for card in cards.values():
+        folder = write_store(
+            args.data_dir, card, args.array_record, image_size=args.image_size, num_shards=args.num_shards
+        )
+        print(f"{card.name}: {folder}; runs read it with --config.data_dir={args.array_record}")
+
+
+def import_raw(args: flags.FlagValues) -> None:
+    """Brings a raw download into the layout."""
     card = chosen_card(args.dataset)
     records = prepare(
         card,
@@ -116,6 +134,23 @@ def main(_: list[str]) -> None:
     print(summary(card, args.dataset, args.data_dir, records))
 
 
+def main(_: list[str]) -> None:
+    """Runs the command line."""
+    args = flags.FLAGS
+    if args.list:
+        print(describe(named_card(args.dataset)) if args.dataset else list_cards())
+        return
+    needed = ("dataset", "data_dir") if args.verify or args.array_record else ("dataset", "raw", "data_dir")
+    if missing := [f"--{name}" for name in needed if not args[name].value]:
+        raise UserError(f"give {' and '.join(missing)}, or --list to see the datasets")
+    if args.raw:
+        import_raw(args)
+    if args.verify:
+        verify(args.dataset, args.data_dir, args.prompt)
+    if args.array_record:
+        store(args)
+
+
 if __name__ == "__main__":
     flags.DEFINE_string("dataset", "", "A dataset of --list, or the path of a card (*.toml) of your own.")
     flags.DEFINE_string("raw", "", "The unpacked download, or the folder that holds it; it is only read.")
@@ -126,5 +161,10 @@ if __name__ == "__main__":
     flags.DEFINE_enum("on_leak", "error", ON_LEAK, "When splits share a patient or an image: stop, keep or drop it.")
     flags.DEFINE_bool("per_class", False, "BKAI: an object for neoplastic and one for non-neoplastic polyps.")
     flags.DEFINE_integer("max_side", 0, "Shrink larger images to it, in pixels; 0 leaves them as found.", lower_bound=0)
+    flags.DEFINE_bool("verify", False, "Check every image, mask and record of a prepared dataset or pool.")
+    flags.DEFINE_list("prompt", [], "Prompt types that --verify asks of every record.")
+    flags.DEFINE_string("array_record", "", "Also write a prepared dataset as ArrayRecord below this folder.")
+    flags.DEFINE_integer("image_size", 0, "Side that --array_record stretches images to; 0 stores them as found.")
+    flags.DEFINE_integer("num_shards", None, "Of each split in --array_record; by default one for every 128 records.")
     flags.DEFINE_bool("list", False, "Print all datasets, or everything about --dataset.")
     run_program(main)

@@ -43,7 +43,7 @@ def load_records(data_dir: str | Path, dataset: str, split: str, *, is_required:
     """All records of a split, in file order; those of a pool one dataset after another.
 
     Args:
-        data_dir: holds the folders of the datasets.
+        data_dir: holds the folders of the datasets, or their ArrayRecord stores.
         dataset: what `cards.named_card` understands: a name, a card file, a pool, several joined by `+`.
         split: train, val or test.
         is_required: otherwise a split without a file or without records is an empty list.
@@ -60,6 +60,11 @@ def load_records(data_dir: str | Path, dataset: str, split: str, *, is_required:
 
 def load_split(data_dir: str | Path, card: Card, split: str, *, is_required: bool = True) -> list[Record]:
     """The records of a split of one dataset, as `load_records` has them."""
+    if not (Path(data_dir) / card.name / "anns").is_dir():
+        from medvlsm_jax.data.arrayrecord import find_store, load_store  # which builds on this module
+
+        if store := find_store(data_dir, card):
+            return load_store(store, card, split, is_required=is_required)
     root = find_folder(data_dir, card)
     path = root / "anns" / f"{split}.json"
     card = split_card(root, card, split)

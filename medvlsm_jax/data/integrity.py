@@ -4,13 +4,15 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medvlsm_jax import atomic
-from medvlsm_jax.data.annotations import Record
-from medvlsm_jax.data.facts import Facts, Key, read_facts
+from medvlsm_jax.data.annotations import Record, load_records
+from medvlsm_jax.data.cards import SPLITS
+from medvlsm_jax.data.facts import Facts, Key, default_cache, read_facts
 from medvlsm_jax.data.images import DEEP_MODES, check_sizes
 from medvlsm_jax.data.prompts import check_prompt
 from medvlsm_jax.errors import UserError
@@ -34,6 +36,7 @@ MASK_VALUES = {
 TURNED = "has an EXIF orientation, which is ignored as in the original: check that image and mask lie alike"
 DUPLICATE = "is listed twice with the same mask: drop one of the records"
 SAME_NAME = "has the name of another mask of the dataset: predictions named after it are overwritten; rename one"
+LEAKED = "is in the split {} and in {} as well: drop one of the records, or what is measured is what was seen"
 COLONDB_COPY = (
     "the annotations are a copy of CVC-ColonDB's, whose sentences describe other images (so they were published): "
     "generate its own with tools/make_prompts.py"
@@ -106,6 +109,20 @@ def verify(
         listed = "" if report is None else f", see {report}"
         print(f"skipped {len(bad)} of {len(records)} records with errors{listed}")
     return [record for i, record in enumerate(records) if i not in bad]
+
+
+def inspect_dataset(data_dir: str | Path, dataset: str, *prompts: str) -> list[Finding]:
+    """All that is wrong with a dataset or a pool: in each of its splits, and between them.
+
+    Raises:
+        UserError: an annotation file is broken, or none has records.
+    """
+    splits = {split: load_records(data_dir, dataset, split, is_required=False) for split in SPLITS}
+    if not any(splits.values()):
+        raise UserError(f"{dataset}: no annotation file in {data_dir} has records")
+    cache = default_cache(data_dir)
+    found = [inspect_records(records, *prompts, cache=cache) for records in splits.values()]
+    return sorted([*itertools.chain(*found), *find_leaked(splits)], key=lambda finding: finding.level)
 
 
 def inspect_records(
@@ -195,6 +212,15 @@ def find_repeated(records: Sequence[Record]) -> Iterator[Finding]:
         elif masks.setdefault((record.dataset, record.name), mask) != mask:
             yield Finding(WARNING, record.dataset, mask, SAME_NAME, (i,))
         seen.add((image, mask))
+
+
+def find_leaked(splits: Mapping[str, Sequence[Record]]) -> Iterator[Finding]:
+    """Images that are in several splits."""
+    first: dict[str, str] = {}
+    for split, records in splits.items():
+        for i, record in enumerate(records):
+            if (other := first.setdefault(str(record.image), split)) != split:
+                yield Finding(WARNING, record.dataset, str(record.image), LEAKED.format(split, other), (i,))
 
 
 def find_copied(records: Sequence[Record]) -> Iterator[Finding]:

@@ -16,9 +16,10 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from medvlsm_jax.data import arrayrecord
+from medvlsm_jax.data import arrayrecord_writer
 from medvlsm_jax.data.annotations import load_records, load_split
-from medvlsm_jax.data.arrayrecord import StoredFile, find_store, load_store, stored_size, write_store
+from medvlsm_jax.data.arrayrecord import StoredFile, check_stored_size, find_store, load_store, stored_size
+from medvlsm_jax.data.arrayrecord_writer import write_store
 from medvlsm_jax.data.cards import CARDS, Card
 from medvlsm_jax.data.files import File
 from medvlsm_jax.data.images import load_pair, open_image
@@ -95,7 +96,7 @@ def content(file: File) -> bytes:
 
 
 def facts(records: list) -> list:
-    return [(r.dataset, r.card, r.prompts, r.target, r.attributes, r.image.name, r.mask.stem) for r in records]
+    return [(r.card, r.name, r.prompts, r.target, r.attributes, r.image.name, r.mask.stem) for r in records]
 
 
 def assert_same_pairs(first: list, second: list, size: int) -> None:
@@ -267,6 +268,23 @@ def test_a_store_is_found_as_found_before_resized(mine, store, tmp_path):
         assert find_store(tmp_path, MINE) == found
 
 
+def test_a_data_folder_of_stores_serves_like_one_of_folders(mine, store):
+    root = store.parents[2]
+    for split, is_required in (("train", True), ("val", False), ("test", True)):
+        expected = load_records(mine, "mine", split, is_required=is_required)
+        found = load_records(root, "mine", split, is_required=is_required)
+        assert [(r.prompts, r.name) for r in found] == [(r.prompts, r.name) for r in expected]
+    assert isinstance(load_records(root, "mine", "train")[0].image, StoredFile)
+
+
+def test_a_store_of_another_size_than_the_networks_is_refused(sample, store, tmp_path):
+    small = load_store(write_store(sample, SAMPLE, tmp_path, image_size=SIZE), SAMPLE, "train")
+    check_stored_size([*small, *load_store(store, MINE, "train")], SIZE)
+    check_stored_size(load_records(sample, "sample", "train"), 2 * SIZE)
+    with pytest.raises(UserError, match=r"sample_24.* holds images of 24 px, but the network reads 48: write a store"):
+        check_stored_size(small, 2 * SIZE)
+
+
 def test_a_dataset_whose_name_ends_in_a_number_is_no_resized_one(store, tmp_path):
     shutil.copytree(store, tmp_path / "medvlsm" / "mine_2024" / "1.0.0")
     assert find_store(tmp_path, MINE) is None
@@ -279,7 +297,7 @@ def test_a_split_may_be_larger_than_what_tensorflow_datasets_buffers(mine, tmp_p
 
 
 def test_the_builder_has_a_config_per_dataset(store, sample, tmp_path):
-    configs = arrayrecord.builder_class().builder_configs
+    configs = arrayrecord_writer.builder_class().builder_configs
     assert set(configs) == {name for name, card in CARDS.items() if not card.members}
     store = write_store(sample, SAMPLE, tmp_path)
     assert json.loads((store / "dataset_info.json").read_text())["configDescription"] == SAMPLE.title
@@ -293,7 +311,7 @@ def test_the_builder_has_a_config_per_dataset(store, sample, tmp_path):
 
 def test_the_extra_that_is_missing_is_named(mine, store, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    arrayrecord.builder_class.cache_clear()
+    arrayrecord_writer.builder_class.cache_clear()
     for call in (lambda: write_store(mine, MINE, tmp_path), lambda: load_store(store, MINE, "train")):
         assert "pip install 'medvlsm-jax[tfds]'" in error_of(call)
 
@@ -302,7 +320,8 @@ def test_tensorflow_is_never_asked_for_and_nothing_is_printed(mine, tmp_path):
     program = f"""if 1:
         import sys
         from pathlib import Path
-        from medvlsm_jax.data.arrayrecord import Card, load_store, write_store
+        from medvlsm_jax.data.arrayrecord import Card, load_store
+        from medvlsm_jax.data.arrayrecord_writer import write_store
         assert "tensorflow_datasets" not in sys.modules
         for size in (0, 8):
             store = write_store(Path({str(mine)!r}), Card("mine"), Path({str(tmp_path)!r}), image_size=size)

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import zlib
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from medvlsm_jax.data import facts, integrity
 from medvlsm_jax.data.annotations import Record, load_records
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.images import load_pair
-from medvlsm_jax.data.integrity import Finding, findings_rows, findings_table, inspect_records, is_colondb_copy, verify
+from medvlsm_jax.data.integrity import (
+    Finding,
+    findings_rows,
+    findings_table,
+    inspect_dataset,
+    inspect_records,
+    is_colondb_copy,
+    verify,
+)
 from medvlsm_jax.errors import UserError
 
 PROMPTS = {"p0": "", "p1": "polyp"}
@@ -615,3 +624,25 @@ def test_a_table_of_nothing_says_so():
 def test_a_long_table_is_cut_and_says_by_how_much():
     lines = findings_table([finding(text=f"is bad {i}") for i in range(50)]).splitlines()
     assert (len(lines), lines[0], lines[-1]) == (22, "50 errors", "  … and 30 lines more")
+
+
+# --- A whole dataset --------------------------------------------------------------------------------------------------
+
+
+def test_all_splits_of_a_dataset_are_checked_and_what_they_share_is_named(sample, tmp_path):
+    shutil.copytree(sample / "sample", tmp_path / "sample")
+    anns = tmp_path / "sample" / "anns"
+    entries = {split: json.loads((anns / f"{split}.json").read_text()) for split in ("train", "val")}
+    (anns / "val.json").write_text(json.dumps([*entries["val"], entries["train"][0]]))
+    bad = tmp_path / "sample" / "masks" / entries["train"][1]["mask_name"]
+    bad.write_bytes(b"")
+    error, leak = inspect_dataset(tmp_path, "sample", "p6")
+    assert (error.level, error.file) == ("error", str(bad))
+    assert (leak.level, leak.file) == ("warning", str(tmp_path / "sample" / "images" / entries["train"][0]["img_name"]))
+    assert leak.text.startswith("is in the split val and in train as well")
+
+
+def test_a_dataset_without_records_is_an_error(tmp_path):
+    (tmp_path / "mine" / "anns").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"mine: no annotation file in .* has records"):
+        inspect_dataset(tmp_path, "mine")

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from prepare_data import chosen_card, describe, list_cards, summary
 
+from medvlsm_jax.data.annotations import load_records
 from medvlsm_jax.data.cards import CARDS, Card
 from medvlsm_jax.errors import UserError
 
@@ -94,3 +95,38 @@ def test_missing_flags_are_named():
     result = run("--dataset=isic")
     assert result.returncode == 2
     assert result.stderr == "error: give --raw and --data_dir, or --list to see the datasets\n"
+
+
+@pytest.fixture
+def prepared(raw, tmp_path) -> list[str]:
+    """The arguments that name a prepared dataset of a user's card."""
+    (tmp_path / "mine.toml").write_text('name = "mine"\ntargets = ["lesion"]\n')
+    arguments = [f"--dataset={tmp_path / 'mine.toml'}", f"--data_dir={tmp_path / 'data'}"]
+    assert run(*arguments, f"--raw={raw}", "--num_workers=1").returncode == 0
+    return arguments
+
+
+def test_a_prepared_dataset_is_checked(prepared, tmp_path):
+    result = run(*prepared, "--verify", "--prompt=p6,attributes:size")
+    assert (result.returncode, result.stdout) == (0, "no errors, no warnings\n"), result.stderr
+    broken = sorted((tmp_path / "data" / "mine" / "images").iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:200])
+    result = run(*prepared, "--verify", "--prompt=p9")
+    assert result.returncode == 1
+    lines = result.stdout.splitlines()
+    assert lines[0] == "4 errors"  # the image, and in each split the prompt type that needs descriptions
+    assert any(f"mine: {broken} cannot be decoded as an image" in line for line in lines)
+    assert sum("has no prompt 'p9'" in line for line in lines) == 3
+
+
+def test_a_prepared_dataset_becomes_a_store(prepared, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    stores = tmp_path / "stores"
+    result = run(*prepared, f"--array_record={stores}", "--image_size=8", "--num_shards=2")
+    assert result.returncode == 0, result.stderr
+    folder = stores / "medvlsm" / "mine_8" / "1.0.0"
+    assert f"mine: {folder}; runs read it with --config.data_dir={stores}" in result.stdout
+    assert len(list(folder.glob("*train.array_record*"))) == 2
+    assert [r.prompts for r in load_records(stores, prepared[0].partition("=")[2], "train")] == [
+        r.prompts for r in load_records(tmp_path / "data", "mine", "train")
+    ]
