@@ -26,7 +26,7 @@ from medvlsm_jax.data.facts import default_cache
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.integrity import verify
 from medvlsm_jax.data.pipeline import Loader
-from medvlsm_jax.data.prompts import RANDOM, SUBSET, TEXT, is_numbered
+from medvlsm_jax.data.prompts import split_prompts
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.evaluation.report import summarise, summary_table, write_report
@@ -148,19 +148,6 @@ def write_case(folder: Path, record: Record, probability: np.ndarray, threshold:
     image, truth = to_rgb(open_image(record.image)), read_mask(record.mask) > 0
     path = (folder / record.name).with_suffix("")
     write_prediction(path.parent, path.name, image, probability, threshold, truth)
-
-
-def split_prompts(text: str) -> list[str]:
-    """Prompt types between commas; `attributes:` keeps the names after it, `text:` all that follows."""
-    types, marker, sentence = text.partition(TEXT)
-    prompts: list[str] = []
-    for item in filter(None, types.split(",")):
-        is_new = is_numbered(item) or item == RANDOM or item.startswith(SUBSET)
-        if prompts and prompts[-1].startswith(SUBSET) and not is_new:
-            prompts[-1] += f",{item}"
-        else:
-            prompts.append(item)
-    return prompts + ([TEXT + sentence] if marker else [])
 
 
 def file_name(prompt: str) -> str:

@@ -95,7 +95,7 @@ def our_rates(records: list[Record], args: flags.FlagValues, num_workers: int) -
     steps = len(records) // args.batch_size
     with open_cache(MEMORY, args.image_size, len(records)) as cache:
         loader = make_loader(records, args.image_size, cache)
-        threads = 1 if num_workers else args.num_workers
+        threads = 2 if num_workers else args.num_workers
         batches = train_batches(loader, args.batch_size, seed=0, num_workers=num_workers, num_threads=threads)
         with contextlib.closing(batches):
             first = rate(batches, steps, args)

@@ -6,6 +6,7 @@ r"""Brings a raw download into the layout that training and evaluation read.
     python tools/prepare_data.py --dataset=isic --raw=DOWNLOAD --data_dir=DATA --annotations=PUBLISHED --on_leak=drop
     python tools/prepare_data.py --dataset=mine.toml --raw=FOLDER_WITH_images_AND_masks --data_dir=DATA
     python tools/prepare_data.py --dataset=camus --data_dir=DATA --verify
+    python tools/prepare_data.py --dataset=camus --data_dir=DATA --preview=camus.png --prompt=p6
     python tools/prepare_data.py --dataset=camus --data_dir=DATA --array_record=STORES --num_shards=8
 
 The download is only read. Splits are the published ones (--annotations), those of the download, or drawn by patient,
@@ -16,15 +17,23 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import flags
+from PIL import Image
 
+from medvlsm_jax.data.annotations import Record, load_records
 from medvlsm_jax.data.arrayrecord_writer import write_store
 from medvlsm_jax.data.cards import CARDS, SPLITS, Card, named_card, split_members
 from medvlsm_jax.data.grammars import GENERAL, GRAMMARS
+from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.importers.prepare import ON_LEAK, prepare
 from medvlsm_jax.data.integrity import ERROR, findings_table, inspect_dataset
+from medvlsm_jax.data.prompts import check_prompt, choose_prompt, split_prompts
 from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.evaluation.pictures import captioned_sheet, overlay
 from medvlsm_jax.evaluation.report import table
+
+PREVIEWED = 5  # images of each split in a preview
 
 
 def list_cards() -> str:
@@ -107,6 +116,26 @@ def verify(dataset: str, data_dir: str, prompts: Sequence[str]) -> None:
         sys.exit(1)
 
 
+def preview(dataset: str, data_dir: str, path: Path, prompt: str) -> None:
+    """Draws a sheet of some images of each split with their masks outlined and their sentences."""
+    rows = []
+    for split in SPLITS:
+        records = load_records(data_dir, dataset, split, is_required=False)
+        check_prompt(records, prompt)
+        chosen = [records[len(records) * i // PREVIEWED] for i in range(min(PREVIEWED, len(records)))]
+        rows += [[(outlined(record), choose_prompt(record, prompt)) for record in chosen]] if chosen else []
+    if not rows:
+        raise UserError(f"{dataset}: no annotation file in {data_dir} has records")
+    captioned_sheet(rows).save(path)
+    print(f"drawn to {path}: a row for each split")
+
+
+def outlined(record: Record) -> Image.Image:
+    """An image with the border of its mask."""
+    image, mask = np.asarray(to_rgb(open_image(record.image))), read_mask(record.mask) > 0
+    return Image.fromarray(overlay(image, np.zeros_like(mask), mask))
+
+
 def store(args: flags.FlagValues) -> None:
     """Writes a prepared dataset, or each of a pool, as ArrayRecord."""
     cards = {card.name: card for split in SPLITS for card in split_members(args.dataset, split)}
@@ -140,13 +169,17 @@ def main(_: list[str]) -> None:
     if args.list:
         print(describe(named_card(args.dataset)) if args.dataset else list_cards())
         return
-    needed = ("dataset", "data_dir") if args.verify or args.array_record else ("dataset", "raw", "data_dir")
+    is_prepared = args.verify or args.preview or args.array_record
+    needed = ("dataset", "data_dir") if is_prepared else ("dataset", "raw", "data_dir")
     if missing := [f"--{name}" for name in needed if not args[name].value]:
         raise UserError(f"give {' and '.join(missing)}, or --list to see the datasets")
     if args.raw:
         import_raw(args)
+    prompts = split_prompts(args.prompt)
     if args.verify:
-        verify(args.dataset, args.data_dir, args.prompt)
+        verify(args.dataset, args.data_dir, prompts)
+    if args.preview:
+        preview(args.dataset, args.data_dir, Path(args.preview), prompts[0] if prompts else "p1")
     if args.array_record:
         store(args)
 
@@ -162,7 +195,8 @@ if __name__ == "__main__":
     flags.DEFINE_bool("per_class", False, "BKAI: an object for neoplastic and one for non-neoplastic polyps.")
     flags.DEFINE_integer("max_side", 0, "Shrink larger images to it, in pixels; 0 leaves them as found.", lower_bound=0)
     flags.DEFINE_bool("verify", False, "Check every image, mask and record of a prepared dataset or pool.")
-    flags.DEFINE_list("prompt", [], "Prompt types that --verify asks of every record.")
+    flags.DEFINE_string("prompt", "", "Prompt types that --verify asks of every record; the first is the one drawn.")
+    flags.DEFINE_string("preview", "", "A picture file to draw: some images of each split, masks and sentences.")
     flags.DEFINE_string("array_record", "", "Also write a prepared dataset as ArrayRecord below this folder.")
     flags.DEFINE_integer("image_size", 0, "Side that --array_record stretches images to; 0 stores them as found.")
     flags.DEFINE_integer("num_shards", None, "Of each split in --array_record; by default one for every 128 records.")

@@ -1,12 +1,12 @@
 """Decoded and resized examples, one file each, that threads, worker processes and later runs share."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import platform
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,11 +23,11 @@ AUTO_SHARE = 0.25  # of the free shared memory that `auto` takes at most
 SHARED_MEMORY = Path("/dev/shm")  # of Linux; elsewhere the folder for temporary files stands in
 PREFIX = f"medvlsm-{platform.node()}-"  # of folders in shared memory; then comes the process
 
-Image = UInt8[np.ndarray, "s s 3"]
-Mask = UInt8[np.ndarray, "s s 1"]
+Pixels = UInt8[np.ndarray, "s s 3"]
+MaskPixels = UInt8[np.ndarray, "s s 1"]
 
 
-def read_pair(record: Record, image: Image, mask: Mask) -> None:
+def read_pair(record: Record, image: Pixels, mask: MaskPixels) -> None:
     """Fills the arrays with the record's image and mask, decoded and stretched to their size."""
     image[:], mask[:] = load_pair(record.image, record.mask, len(image))
 
@@ -48,12 +48,12 @@ class ExampleCache:
         self.names: dict[tuple[str, str], str] = {}  # so that a file is asked for its time once in each process
         self.is_full = False
 
-    def load(self, record: Record, image: Image, mask: Mask) -> None:
+    def load(self, record: Record, image: Pixels, mask: MaskPixels) -> None:
         """Fills the arrays with the record's image and mask, from the cache if they are there; else stores them."""
-        path = self.folder / self.name(record)
-        if not self.read(path, image, mask):
+        path = os.path.join(self.folder, self.name(record))
+        if not read_arrays(path, image, mask):
             read_pair(record, image, mask)
-            self.write(path, image, mask)
+            self.store(path, image, mask)
 
     def name(self, record: Record) -> str:
         """The entry's file name."""
@@ -64,28 +64,41 @@ class ExampleCache:
             self.names[files] = hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
         return self.names[files]
 
-    def read(self, path: Path, *arrays: np.ndarray) -> bool:
-        """Fills the arrays from an entry; false if it is missing or was cut short."""
-        try:
-            with path.open("rb", buffering=0) as file:
-                return all(file.readinto(array.data) == array.nbytes for array in arrays)
-        except FileNotFoundError:
-            return False
-
-    def write(self, path: Path, *arrays: np.ndarray) -> None:
-        """Stores an entry whole or not at all; a full disk ends the storing, not the run."""
+    def store(self, path: str, *arrays: np.ndarray) -> None:
+        """Writes an entry; a full disk ends the storing, not the run."""
         if self.is_full:
             return
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
-            with temporary.open("wb", buffering=0) as file:
-                for array in arrays:
-                    file.write(array.data)
-            os.replace(temporary, path)
+            write_arrays(path, *arrays)
         except OSError as error:
             self.is_full = True
-            temporary.unlink(missing_ok=True)
             logging.warning("the image cache in %s takes no more (%s): other images are read anew", self.folder, error)
+
+
+def read_arrays(path: str, *arrays: np.ndarray) -> bool:
+    """Fills the arrays from a file; false if it is missing or holds too little."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.readv(file, [array.data for array in arrays]) == sum(array.nbytes for array in arrays)
+    finally:
+        os.close(file)
+
+
+def write_arrays(path: str, *arrays: np.ndarray) -> None:
+    """Writes the arrays one after another; raises OSError when the disk is full.
+
+    The file is written in place, which is twice as fast as by way of a temporary one: who reads it half-written sees
+    that it is too short, and who writes it at the same time writes the same bytes.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        if os.writev(file, [array.data for array in arrays]) != sum(array.nbytes for array in arrays):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(file)
 
 
 @contextlib.contextmanager

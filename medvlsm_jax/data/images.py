@@ -103,12 +103,13 @@ def load_pair(image_path: File, mask_path: File, size: int) -> tuple[np.ndarray,
     Raises:
         UserError: a file cannot be read or is tiny, the mask holds 0 and 1, or image and mask differ in size.
     """
-    image, channel = open_image(image_path), open_mask(mask_path)
+    image, channel = open_image(image_path), first_channel(open_image(mask_path))
     check_side(image_path, image.size)
     check_sizes(image_path, image.size, mask_path, channel.size)
-    # The nearest filter only picks pixels: the few that it leaves are thresholded, with `resize_mask`'s result.
-    mask = threshold(channel.resize((size, size), Image.Resampling.NEAREST))
-    return resize_image(image, size), mask[..., None]
+    # The nearest filter only picks pixels: the few that it leaves are checked and thresholded, as all would be.
+    channel = channel.resize((size, size), Image.Resampling.NEAREST)
+    check_mask(mask_path, channel)
+    return resize_image(image, size), threshold(channel)[..., None]
 
 
 def check_side(path: File, size: tuple[int, int]) -> None:

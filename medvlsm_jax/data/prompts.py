@@ -102,3 +102,16 @@ def choose_prompt(record: Record, prompt: str, rng: np.random.Generator | None =
 def is_numbered(key: str) -> bool:
     """Whether a key is one of the paper's types p0 … p9."""
     return key[:1] == "p" and key[1:].isdigit()
+
+
+def split_prompts(text: str) -> list[str]:
+    """Prompt types between commas; `attributes:` keeps the names after it, `text:` all that follows."""
+    types, marker, sentence = text.partition(TEXT)
+    prompts: list[str] = []
+    for item in filter(None, types.split(",")):
+        is_new = is_numbered(item) or item == RANDOM or item.startswith(SUBSET)
+        if prompts and prompts[-1].startswith(SUBSET) and not is_new:
+            prompts[-1] += f",{item}"
+        else:
+            prompts.append(item)
+    return prompts + ([TEXT + sentence] if marker else [])

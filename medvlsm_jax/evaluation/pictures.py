@@ -70,14 +70,15 @@ def write_prediction(
 
 def captioned_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], side: int = 224) -> Image.Image:
     """Pictures in rows on white, each scaled to `side` pixels with its caption below."""
-    margin, caption_height = 8, 40
+    captions = [[textwrap.fill(caption, 36) for _, caption in row] for row in rows]
+    margin, caption_height = 8, 10 + 15 * max(text.count("\n") + 1 for row in captions for text in row)
     font = ImageFont.load_default(size=12)
     step_x, step_y = side + margin, side + caption_height
     sheet = Image.new("RGB", (margin + step_x * max(map(len, rows)), margin + step_y * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
-        for j, (picture, caption) in enumerate(row):
+        for j, (picture, _) in enumerate(row):
             corner = (margin + j * step_x, margin + i * step_y)
             sheet.paste(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), corner)
-            draw.text((corner[0], corner[1] + side + 2), textwrap.fill(caption, 36), "black", font, spacing=2)
+            draw.text((corner[0], corner[1] + side + 2), captions[i][j], "black", font, spacing=2)
     return sheet

@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 
 from medvlsm_jax.data.annotations import check_classes, load_records
+from medvlsm_jax.data.cache import open_cache
 from medvlsm_jax.data.images import load_pair
 from medvlsm_jax.data.pipeline import Loader, eval_batches, steps_per_epoch, train_batches
 from medvlsm_jax.data.tokenizers import load_tokenizer
@@ -151,9 +152,20 @@ def parsed_flags():
         flags.FLAGS(["pytest"])
 
 
-def test_worker_processes_give_the_same_batches(loader, parsed_flags):
-    expected = take(train_batches(loader, BATCH, seed=0, first_step=2), 5)
-    assert_equal(take(train_batches(loader, BATCH, seed=0, first_step=2, num_workers=2, num_threads=2), 5), expected)
+@pytest.mark.parametrize("num_workers", [1, 8])
+def test_worker_processes_give_the_same_batches(loader, parsed_flags, num_workers):
+    expected = take(train_batches(loader, BATCH, seed=0, first_step=2), 11)
+    found = train_batches(loader, BATCH, seed=0, first_step=2, num_workers=num_workers, num_threads=2)
+    assert_equal(take(found, 11), expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_cache_changes_no_batch(loader, parsed_flags, num_workers):
+    expected = take(train_batches(loader, BATCH, seed=0, last_step=9), 9)
+    with open_cache("memory", loader.image_size, len(loader.records)) as cache:
+        cached = dataclasses.replace(loader, cache=cache)
+        assert_equal(take(train_batches(cached, BATCH, seed=0, last_step=9, num_workers=num_workers), 9), expected)
+        assert len(list(cache.folder.iterdir())) == RECORDS
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

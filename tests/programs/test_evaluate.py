@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from medvlsm_jax.data.images import open_image
+from medvlsm_jax.data.prompts import split_prompts
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.evaluate import default_config, evaluate, split_prompts
+from medvlsm_jax.evaluate import default_config, evaluate
 
 SENTENCE = "text:one small polyp, located in left of the image"
 

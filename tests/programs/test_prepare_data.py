@@ -130,3 +130,18 @@ def test_a_prepared_dataset_becomes_a_store(prepared, tmp_path):
     assert [r.prompts for r in load_records(stores, prepared[0].partition("=")[2], "train")] == [
         r.prompts for r in load_records(tmp_path / "data", "mine", "train")
     ]
+
+
+def test_a_prepared_dataset_is_drawn(prepared, tmp_path):
+    result = run(*prepared, f"--preview={tmp_path / 'sheet.png'}", "--prompt=attributes:size,class")
+    assert result.returncode == 0, result.stderr
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        width, height = sheet.size
+        pixels = np.asarray(sheet)
+    assert width > 5 * 224
+    assert height > 3 * 224  # a row for each split
+    assert ((pixels == (255, 220, 0)).all(-1)).any()  # the border of a mask
+    result = run(*prepared, f"--preview={tmp_path / 'other.png'}", "--prompt=p9")
+    assert result.returncode == 2
+    assert "has no prompt 'p9'" in result.stderr
+    assert not (tmp_path / "other.png").exists()
