@@ -1,0 +1,121 @@
+"""Training and evaluation on pools, on stores and on spoilt data, through the programs."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medvlsm_jax.errors import UserError
+from medvlsm_jax.evaluate import default_config, evaluate
+from medvlsm_jax.train import train
+
+POOL = "one+two"
+
+
+@pytest.fixture
+def pool(sample, tmp_path) -> Path:
+    """A data folder with the drawn sample under two names, one of them smaller."""
+    for name in ("one", "two"):
+        shutil.copytree(sample / "sample", tmp_path / "data" / name)
+    anns = tmp_path / "data" / "two" / "anns"
+    for split in ("train", "val"):
+        entries = json.loads((anns / f"{split}.json").read_text())
+        (anns / f"{split}.json").write_text(json.dumps(entries[: len(entries) // 2]))
+    return tmp_path / "data"
+
+
+def count(data_dir: Path, dataset: str, split: str) -> int:
+    return len(json.loads((data_dir / dataset / "anns" / f"{split}.json").read_text()))
+
+
+def values(workdir: Path) -> dict[tuple[int, str], float]:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {(row["step"], row["name"]): row["value"] for row in rows if "images_per" not in row["name"]}
+
+
+def test_a_pool_is_validated_as_a_whole_and_by_dataset(config, pool, tmp_path):
+    config.data_dir, config.dataset, config.num_epochs = str(pool), POOL, 1
+    result = train(config, tmp_path / "run")
+    steps = (count(pool, "one", "train") + count(pool, "two", "train")) // config.batch_size
+    assert result["step"] == steps  # an epoch of a pool has every record of its datasets
+    found = values(tmp_path / "run")
+    sizes = np.array([count(pool, name, "val") for name in ("one", "two")])
+    parts = [found[steps, f"val/{name}/dice"] for name in ("one", "two")]
+    assert found[steps, "val/dice"] == pytest.approx((sizes * parts).sum() / sizes.sum(), rel=1e-6)
+
+
+def test_a_part_of_the_images_makes_the_epochs_shorter_and_the_validation_is_whole(config, pool, tmp_path, capsys):
+    config.data_dir, config.dataset, config.num_epochs = str(pool), POOL, 1
+    config.data_num, config.pool.temperature = "0.5", 4.0
+    train(config, tmp_path / "run")
+    printed = capsys.readouterr().out
+    whole = count(pool, "one", "train") + count(pool, "two", "train")
+    part = int(printed.split(" training, ")[0].split()[-1])
+    assert whole / 3 < part < 2 * whole / 3
+    assert f"{count(pool, 'one', 'val') + count(pool, 'two', 'val')} validation records" in printed
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data_num", '{"three": 1}', "config.data_num names 'three', but the training data are one, two"),
+        ("pool.weights", '{"one": 1}', "needs a positive number for each of one, two"),
+        ("data.on_bad", "ignore", "config.data.on_bad=ignore: choose error or skip"),
+        ("data.cache", "/dev/null/x", "config.data.cache=/dev/null/x cannot be made"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(config, pool, tmp_path, field, value, message):
+    config.data_dir, config.dataset = str(pool), POOL
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_store_gives_the_run_that_its_folder_gives(config, pool, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    from medvlsm_jax.data.arrayrecord_writer import write_store
+    from medvlsm_jax.data.cards import Card
+
+    for name in ("one", "two"):
+        write_store(pool, Card(name), tmp_path / "stores", num_shards=2)
+    config.dataset, config.num_epochs = POOL, 1
+    for name, data_dir in (("folder", pool), ("store", tmp_path / "stores")):
+        config.data_dir = str(data_dir)
+        train(config, tmp_path / name)
+    assert values(tmp_path / "folder") == values(tmp_path / "store")
+
+
+def test_bad_records_are_left_out_when_asked_for_and_listed(config, pool, tmp_path, capsys):
+    bad = sorted((pool / "two" / "masks").iterdir())[0]
+    bad.write_bytes(b"no mask")
+    config.data_dir, config.dataset, config.num_epochs = str(pool), POOL, 1
+    with pytest.raises(UserError, match=f"{bad} cannot be decoded as an image"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.data.on_bad = "skip"
+    train(config, tmp_path / "run")
+    total = count(pool, "one", "train") + count(pool, "two", "train")
+    report = tmp_path / "run" / "findings" / "train.csv"
+    printed = capsys.readouterr().out
+    assert f"skipped 1 of {total} records with errors, see {report}" in printed
+    assert f"{total - 1} training" in printed
+    with report.open(newline="") as file:
+        assert [(row["level"], row["file"]) for row in csv.DictReader(file)] == [("error", str(bad))]
+
+
+def test_a_pool_is_evaluated_dataset_by_dataset(run, pool, tmp_path):
+    options = default_config()
+    options.data_dir = str(pool)
+    summary = evaluate(options, run, [POOL], ["p6", "attributes:size,class"], tmp_path / "out")
+    assert set(summary) == {"one", "two"}
+    assert {prompt: found["n"] for prompt, found in summary["two"].items()} == {
+        "p6": count(pool, "two", "test"),
+        "attributes:size,class": count(pool, "two", "test"),
+    }
+    with (tmp_path / "out" / "cases.csv").open(newline="") as file:
+        sentences = {row["sentence"] for row in csv.DictReader(file) if row["prompt"] == "attributes:size,class"}
+    assert all(sentence.split()[0] in ("small", "medium") for sentence in sentences)
