@@ -60,8 +60,12 @@ def base_config() -> ml_collections.ConfigDict:
 
 
 def reader_options(data: Any) -> dict[str, int]:
-    """The fields of `config.data` that say who reads."""
-    return {name: data[name] for name in ("num_workers", "num_threads")}
+    """The fields of `config.data` that say who reads; raises UserError when one is negative."""
+    options = {name: data[name] for name in ("num_workers", "num_threads")}
+    for name, value in options.items():
+        if value < 0:
+            raise UserError(f"config.data.{name}={value}: give 0 or a larger number")
+    return options
 
 
 def published_config(model: str, *, batch_size: int, learning_rate: float) -> ml_collections.ConfigDict:
@@ -114,10 +118,10 @@ def apply_overrides(config: ml_collections.ConfigDict, arg: str | None) -> ml_co
 
 
 def split_items(arg: str) -> list[str]:
-    """The items between commas; what has no `=` belongs to the one before (`prompt=attributes:size,class`)."""
+    """The items between commas; what has no `=` belongs to the one before (`prompt=attributes:size,class`, json)."""
     items: list[str] = []
     for part in filter(None, arg.split(",")):
-        if items and "=" not in part and SUBSET in items[-1]:
+        if items and "=" not in part and (SUBSET in items[-1] or "={" in items[-1]):
             items[-1] += f",{part}"
         else:
             items.append(part)

@@ -21,13 +21,13 @@ from medvlsm_jax.config import base_config, reader_options
 from medvlsm_jax.data.annotations import Record, check_classes, load_split, select_target
 from medvlsm_jax.data.arrayrecord import check_stored_size
 from medvlsm_jax.data.cache import open_cache
-from medvlsm_jax.data.cards import split_members
+from medvlsm_jax.data.cards import JOIN, split_members
 from medvlsm_jax.data.facts import default_cache
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.integrity import verify
 from medvlsm_jax.data.pipeline import Loader
 from medvlsm_jax.data.prompts import split_prompts
-from medvlsm_jax.errors import run_program
+from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.evaluation.report import summarise, summary_table, write_report
 from medvlsm_jax.models import check_image_size
@@ -80,11 +80,7 @@ def evaluate(
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
     prompts = list(dict.fromkeys(prompts))
-    sets = {
-        card.name: select_target(load_split(config.data_dir, card, split), config.target)
-        for dataset in datasets
-        for card in split_members(dataset, split)
-    }
+    sets = read_sets(config, datasets, split)
     for dataset, records in sets.items():
         report = Path(output) / "findings" / f"{dataset}.csv"
         sets[dataset] = verify(
@@ -125,6 +121,17 @@ def evaluate(
 
     # --- Report ------------------------------------------------------------------------------------------------------
     return write_report(Path(output), cases) if jax.process_index() == 0 else summarise(cases)
+
+
+def read_sets(config: ml_collections.ConfigDict, datasets: Sequence[str], split: str) -> dict[str, list[Record]]:
+    """The records of each dataset that has any of the class asked for; raises UserError when none has."""
+    cards = split_members(JOIN.join(datasets), split)
+    if not cards:
+        raise UserError(f"--dataset={','.join(datasets)} has no dataset for --split={split}: name some in its card")
+    found = {card.name: load_split(config.data_dir, card, split) for card in cards}
+    select_target([record for records in found.values() for record in records], config.target)
+    selected = {name: select_target(records, config.target, is_required=False) for name, records in found.items()}
+    return {name: records for name, records in selected.items() if records}
 
 
 def case_rows(dataset: str, loader: Loader, values: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -63,6 +63,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         workdir = Path(workdir)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         sharding.check_batch_size(config.batch_size, mesh, config.accumulation)
+        reading_options = reader_options(config.data)
+        if config.seed < 0:
+            raise UserError(f"config.seed={config.seed}: give 0 or a larger number")
         train_records = read_split(config, "train", workdir)
         val_records = read_split(config, "val", workdir, is_required=False)
         weights = mixing_weights(train_records, config.pool.weights, config.pool.temperature)
@@ -102,6 +105,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
 
         # --- Readers and writers -------------------------------------------------------------------------------------
         image_size, num_records = source.config.image_size, len(train_records) + len(val_records)
+        num_records *= process[1]  # each process has a cache of its own, and all of them may be on one machine
         cache = stack.enter_context(open_cache(config.data.cache, image_size, num_records))
         reading = {"image_size": image_size, "classes": source.config.classes, "cache": cache}
         loader = Loader(train_records, tokenizer, config.prompt, seed=config.seed, **reading)
@@ -114,7 +118,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             first_step=first_step,
             last_step=last_step,
             process=process,
-            **reader_options(config.data),
+            **reading_options,
         )
         stack.enter_context(contextlib.closing(reader))
         batches = sharding.prefetch(reader, mesh)
@@ -170,9 +174,8 @@ def read_split(
     report = workdir / "findings" / f"{split}.csv" if jax.process_index() == 0 else None
     cache = default_cache(config.data_dir)
     records = verify(records, config.prompt, on_bad=config.data.on_bad, cache=cache, report=report)
-    if split == "train":
-        records = select_amount(records, config.data_num, config.seed)
-    return select_target(records, config.target, is_required=is_required)
+    records = select_target(records, config.target, is_required=is_required)
+    return select_amount(records, config.data_num, config.seed) if split == "train" else records
 
 
 def make_writers(config: ml_collections.ConfigDict, workdir: Path, first_step: int) -> Writers:
@@ -206,9 +209,9 @@ def validate(
             rows = zip(fetch("image"), fetch("probability")[..., 0], fetch("mask")[..., 0], strict=True)
             pictures.extend(overlay(image, p > threshold, mask > 0) for image, p, mask in list(rows)[:missing])
 
-    values = score_records(
-        eval_step, arrays, loader, mesh, config.batch_size, on_batch=draw, **reader_options(config.data)
-    )
+    # In threads: worker processes would have to start anew in every epoch, and by the second one the images are cached.
+    threads = config.data.num_threads * max(1, config.data.num_workers)
+    values = score_records(eval_step, arrays, loader, mesh, config.batch_size, on_batch=draw, num_threads=threads)
     results = {f"val/{name}": float(values[name].mean(dtype=np.float64)) for name in ("dice", "iou")}
     datasets = np.array([record.dataset for record in loader.records])
     for dataset in dict.fromkeys(datasets.tolist()) if len(set(datasets)) > 1 else ():

@@ -85,7 +85,9 @@ def compare(described: Sequence[Described], card: Card, output: str) -> None:
         raise UserError(f"--compare: {card.name} has no published annotations")
     print(report(pairs))
     if output:
-        atomic.write_text(Path(output), to_csv(pairs))
+        path = Path(output).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(path, to_csv(pairs))
         print(f"all differences are written to {output}")
 
 

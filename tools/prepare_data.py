@@ -13,6 +13,7 @@ The download is only read. Splits are the published ones (--annotations), those 
 sequence or image. A run that was cut off is continued by the same command, and a complete folder is left as it is.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import captioned_sheet, overlay
 from medvlsm_jax.evaluation.report import table
 
+PATHS = ("raw", "data_dir", "annotations", "preview", "array_record")  # flags
 PREVIEWED = 5  # images of each split in a preview
 
 
@@ -83,11 +85,17 @@ def chosen_card(dataset: str) -> Card:
     Raises:
         UserError: there is none, or it is a pool.
     """
-    card = named_card(dataset)
+    card = known_card(dataset)
     if card.members:
         members = dict.fromkeys(name for names in card.members.values() for name in names)
         raise UserError(f"--dataset={dataset} is a pool: prepare its datasets one by one ({', '.join(members)})")
-    if card.name not in CARDS and not dataset.endswith(".toml"):
+    return card
+
+
+def known_card(dataset: str) -> Card:
+    """The card of a dataset or a pool; raises UserError when there is none."""
+    card = named_card(dataset)
+    if card == Card(dataset):
         raise UserError(
             f"--dataset={dataset} is not known: choose one of {', '.join(CARDS)}, or give the path of a card of yours "
             "(*.toml)"
@@ -126,7 +134,10 @@ def preview(dataset: str, data_dir: str, path: Path, prompt: str) -> None:
         rows += [[(outlined(record), choose_prompt(record, prompt)) for record in chosen]] if chosen else []
     if not rows:
         raise UserError(f"{dataset}: no annotation file in {data_dir} has records")
-    captioned_sheet(rows).save(path)
+    try:
+        captioned_sheet(rows).save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--preview={path} cannot be written ({error}): give another FILE.png") from error
     print(f"drawn to {path}: a row for each split")
 
 
@@ -151,9 +162,9 @@ def import_raw(args: flags.FlagValues) -> None:
     card = chosen_card(args.dataset)
     records = prepare(
         card,
-        Path(args.raw).expanduser(),
-        Path(args.data_dir).expanduser(),
-        annotations=Path(args.annotations).expanduser() if args.annotations else None,
+        Path(args.raw),
+        Path(args.data_dir),
+        annotations=Path(args.annotations) if args.annotations else None,
         seed=args.seed,
         workers=args.num_workers,
         on_leak=args.on_leak,
@@ -167,8 +178,10 @@ def main(_: list[str]) -> None:
     """Runs the command line."""
     args = flags.FLAGS
     if args.list:
-        print(describe(named_card(args.dataset)) if args.dataset else list_cards())
+        print(describe(known_card(args.dataset)) if args.dataset else list_cards())
         return
+    for name in PATHS:  # the shell leaves the ~ of --raw=~/Downloads as it is
+        setattr(args, name, os.path.expanduser(args[name].value or ""))
     is_prepared = args.verify or args.preview or args.array_record
     needed = ("dataset", "data_dir") if is_prepared else ("dataset", "raw", "data_dir")
     if missing := [f"--{name}" for name in needed if not args[name].value]:

@@ -74,9 +74,11 @@ def annotate(
         The number of records of each split.
 
     Raises:
-        UserError: a file is missing or broken, a class is not known, or an override is of no file.
+        UserError: a file is missing or broken, a class is not known, an override is of no file, or the descriptions
+            are of no class.
     """
     described = describe(folder, card, workers=workers, overrides=overrides, keep=keep, true_thirds=true_thirds)
+    check_descriptions(descriptions, described)
     files = {split: [] for split in SPLITS}
     for item in described:
         given = descriptions
@@ -115,11 +117,22 @@ def describe(
         given = {**overrides.get(row.image, {}), **overrides.get(row.mask, {})}
         described.append(Described(row, {**measured, **kept, **row.attributes, **given}, box, original))
     if nameless := [item.row.mask for item in described if not item.attributes.get("class")]:
+        more = f" (and {len(nameless) - 1} more)" if len(nameless) > 1 else ""
         raise UserError(
-            f"{card.name}: of what class {nameless[0]} is (and {len(nameless) - 1} more) is not known: name it in a "
-            "card's targets, or in a column class of --attributes=FILE.csv"
+            f"{card.name}: of what class {nameless[0]}{more} is, is not known: name one class in a card's targets, or "
+            "each mask's in a column class of tools/make_prompts.py --attributes=FILE.csv"
         )
     return described
+
+
+def check_descriptions(descriptions: Descriptions | None, described: Sequence[Described]) -> None:
+    """Raises a UserError when descriptions are given by class, but for no class of the records."""
+    classes = dict.fromkeys(item.attributes["class"] for item in described)
+    if isinstance(descriptions, Mapping) and not set(descriptions) & set(classes):
+        raise UserError(
+            f"--descriptions has sentences for {', '.join(descriptions) or 'no class'}, but the records are of "
+            f"{', '.join(classes)}"
+        )
 
 
 def make_entry(item: Described, card: Card, descriptions: Descriptions | None) -> dict[str, Any]:

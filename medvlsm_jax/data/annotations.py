@@ -69,8 +69,10 @@ def load_split(data_dir: str | Path, card: Card, split: str, *, is_required: boo
     path = root / "anns" / f"{split}.json"
     card = split_card(root, card, split)
     entries = read_json(path) if is_required or path.exists() else []
-    if not isinstance(entries, list) or (is_required and not entries):
+    if not isinstance(entries, list):
         raise UserError(f"{path} holds no list of records: check that the annotations were written whole")
+    if is_required and not entries:
+        raise UserError(f"{path} has no records: {card.name} has nothing for the split {split!r}")
     return [parse_record(entry, card, root, f"{path}, record {i}") for i, entry in enumerate(entries)]
 
 

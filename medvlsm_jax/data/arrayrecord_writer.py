@@ -55,7 +55,7 @@ def write_store(
 
     Raises:
         UserError: an argument is out of range, tensorflow-datasets is missing, the folder lacks annotations or files,
-            an image cannot be resized, or a store with other annotations is in the way.
+            an image cannot be resized, the output is no folder, or a store with other annotations is in the way.
     """
     workers = min(16, os.cpu_count() or 1) if workers is None else workers
     if (image_size and image_size < MIN_SIDE) or workers < 1 or (num_shards is not None and num_shards < 1):
@@ -70,7 +70,10 @@ def write_store(
     if folder.exists():
         check_same(folder, image_size, annotations)
         return folder
-    Path(output).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {output} cannot be made ({error.strerror}): choose another") from error
     with (
         tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=output) as temporary,
         encoder(image_size, workers, sum(map(len, splits.values()))) as encode,

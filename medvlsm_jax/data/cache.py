@@ -2,9 +2,9 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from medvlsm_jax.errors import UserError
 AUTO, MEMORY, NONE = "auto", "memory", "none"
 AUTO_SHARE = 0.25  # of the free shared memory that `auto` takes at most
 SHARED_MEMORY = Path("/dev/shm")  # of Linux; elsewhere the folder for temporary files stands in
-PREFIX = f"medvlsm-{platform.node()}-"  # of folders in shared memory; then comes the process
+PREFIX = ".medvlsm_jax-cache-"  # of folders in shared memory: removed when abandoned, so no name that a user may choose
 
 Pixels = UInt8[np.ndarray, "s s 3"]
 MaskPixels = UInt8[np.ndarray, "s s 1"]
@@ -76,10 +76,10 @@ class ExampleCache:
 
 
 def read_arrays(path: str, *arrays: np.ndarray) -> bool:
-    """Fills the arrays from a file; false if it is missing or holds too little."""
+    """Fills the arrays from a file; false if it is missing, may not be read, or holds too little."""
     try:
         file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    except OSError:
         return False
     try:
         return os.readv(file, [array.data for array in arrays]) == sum(array.nbytes for array in arrays)
@@ -116,16 +116,17 @@ def open_cache(where: str, image_size: int, num_records: int) -> Iterator[Exampl
     """
     needed = 4 * image_size**2 * num_records
     memory = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    if where in (AUTO, MEMORY):
+        remove_abandoned(memory)
     if where == AUTO:
         where = MEMORY if needed <= AUTO_SHARE * shutil.disk_usage(memory).free else NONE
     if where == NONE:
         yield None
     elif where == MEMORY:
-        remove_abandoned(memory)
         check_room(memory, needed, "take a folder on a disk, or 'none'")
-        prefix = f"{PREFIX}{os.getpid()}-"
         # A reader that is still at work when a run breaks off may store its last image meanwhile.
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=memory, ignore_cleanup_errors=True) as folder:
+        made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=memory, ignore_cleanup_errors=True)
+        with made as folder, locked(Path(folder)):
             yield ExampleCache(Path(folder), image_size)
     else:
         folder = Path(where)
@@ -149,12 +150,21 @@ def check_room(folder: Path, needed: int, advice: str) -> None:
 
 
 def remove_abandoned(memory: Path) -> None:
-    """Frees the shared memory of runs on this machine that were killed."""
-    for folder in memory.glob(f"{PREFIX}*-*"):
-        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
-        try:
-            os.kill(int(pid), 0)
-        except (ProcessLookupError, ValueError):
+    """Frees the shared memory of runs that were killed."""
+    for folder in memory.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), locked(folder):  # else it is in use, another user's, or gone
             shutil.rmtree(folder, ignore_errors=True)
-        except PermissionError:
-            continue  # it runs, as another user
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder's lock, which the kernel takes back however a process ends; raises OSError if another has it.
+
+    A process id would not do: a container that starts again gives the same one, and another container has its own.
+    """
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(file)

@@ -267,9 +267,12 @@ def findings_table(findings: Sequence[Finding]) -> str:
 
 
 def group_line(group: Sequence[Finding]) -> str:
-    """One line for findings of one text: the first file and how many more."""
-    first, more = group[0], f" and {len(group) - 1} more:" if len(group) > 1 else ""
-    return f"  {first.dataset}: " + " ".join(filter(None, (first.file + more, first.text)))
+    """One line for findings of one text: the first file and how many more, or how often it is said of a dataset."""
+    first, count = group[0], len(group)
+    if not first.file:
+        return f"  {first.dataset}{f' ({count} times)' if count > 1 else ''}: {first.text}"
+    more = f" and {count - 1} more:" if count > 1 else ""
+    return f"  {first.dataset}: {first.file}{more} {first.text}"
 
 
 def counted(count: int, noun: str) -> str:

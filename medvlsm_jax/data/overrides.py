@@ -19,10 +19,13 @@ def read_overrides(path: Path) -> dict[str, dict[str, str]]:
     The csv has a column mask or image, and a column for each attribute that it gives; an empty cell gives none.
 
     Raises:
-        UserError: the file cannot be read, has another column, or names a file twice.
+        UserError: the file cannot be read, has no lines or another column, or names a file twice.
     """
     overrides: dict[str, dict[str, str]] = {}
-    for line in read_csv(path):
+    lines = read_csv(path)
+    if not lines:
+        raise UserError(f"{path} has no lines of words below its first one")
+    for line in lines:
         keys = [column for column in ("mask", "image") if column in line]
         words = {ALIASES.get(column, column): word for column, word in line.items() if column not in keys}
         if len(keys) != 1:

@@ -6,7 +6,11 @@ whatever the number of hosts.
 """
 
 import dataclasses
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -153,5 +157,23 @@ def read(batches: grain.MapDataset[Batch], num_workers: int, num_threads: int) -
     """
     dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
     if num_workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), tie_to_program)
     return iter(dataset)
+
+
+def tie_to_program(_worker: int, _num_workers: int) -> None:
+    """Lets a worker process live exactly as long as its program.
+
+    Ctrl-C and a scheduler's SIGTERM reach the workers too; but the program, which still needs their batches to come to
+    its checkpoint, closes them itself. Of a program that was killed they would wait for ever, and hold its memory.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    program = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if program is not None:
+            program.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

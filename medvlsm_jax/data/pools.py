@@ -6,6 +6,7 @@ length, but a dataset's share of it is its weight; every dataset still runs thro
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from medvlsm_jax.data.annotations import Record
+from medvlsm_jax.data.arrayrecord import StoredFile
 from medvlsm_jax.errors import UserError
 
 Weights = dict[str, float]  # dataset -> share of the draws
@@ -35,7 +37,7 @@ def select_amount(records: Sequence[Record], data_num: str, seed: int) -> list[R
     amounts = parse_numbers("config.data_num", data_num, {record.dataset for record in records})
     kept: set[tuple[str, str]] = set()
     for dataset, amount in amounts.items():
-        images = list(dict.fromkeys(str(record.image) for record in records if record.dataset == dataset))
+        images = list(dict.fromkeys(image_path(record) for record in records if record.dataset == dataset))
         count = round(amount * len(images)) if isinstance(amount, float) else amount
         if not 0 < count <= len(images) or (isinstance(amount, float) and amount > 1):
             raise UserError(
@@ -44,7 +46,12 @@ def select_amount(records: Sequence[Record], data_num: str, seed: int) -> list[R
             )
         order = np.random.default_rng(seed).permutation(len(images))
         kept.update((dataset, images[i]) for i in order[:count])
-    return [r for r in records if r.dataset not in amounts or (r.dataset, str(r.image)) in kept]
+    return [r for r in records if r.dataset not in amounts or (r.dataset, image_path(r)) in kept]
+
+
+def image_path(record: Record) -> str:
+    """Which image a record is about; in a store each of an image's records has a copy of its own."""
+    return record.image.path if isinstance(record.image, StoredFile) else str(record.image)
 
 
 def mixing_weights(records: Sequence[Record], weights: str, temperature: float) -> Weights:
@@ -57,7 +64,7 @@ def mixing_weights(records: Sequence[Record], weights: str, temperature: float) 
             concatenation, larger ones favour small datasets (Arivazhagan et al., arXiv 1907.05019).
 
     Raises:
-        UserError: the weights do not name every dataset, or are not positive.
+        UserError: the weights do not name every dataset or are not positive, or the temperature is below 1.
     """
     sizes = Counter(record.dataset for record in records)
     if weights:
@@ -65,8 +72,8 @@ def mixing_weights(records: Sequence[Record], weights: str, temperature: float) 
         if set(given) != set(sizes) or min(given.values()) <= 0:
             raise UserError(f"config.pool.weights={weights}: needs a positive number for each of {', '.join(sizes)}")
         return {dataset: float(given[dataset]) for dataset in sizes}
-    if temperature <= 0:
-        raise UserError(f"config.pool.temperature={temperature} must be positive; 1 is plain concatenation")
+    if not temperature >= 1:
+        raise UserError(f"config.pool.temperature={temperature} must be 1, which is plain concatenation, or more")
     if temperature == 1 or len(sizes) == 1:
         return {}
     return {dataset: size ** (1 / temperature) for dataset, size in sizes.items()}
@@ -80,10 +87,10 @@ def parse_numbers(flag: str, text: str, datasets: set[str]) -> dict[str, Any]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f'{flag}={text} is neither a number nor json like {{"isic": 0.5}}: {error}') from error
-    values = value if isinstance(value, dict) else dict.fromkeys(sorted(datasets), value)
+    values: dict[str, Any] = value if isinstance(value, dict) else dict.fromkeys(sorted(datasets), value)
     for dataset, number in values.items():
         if dataset not in datasets:
             raise UserError(f"{flag} names {dataset!r}, but the training data are {', '.join(sorted(datasets))}")
-        if type(number) not in (int, float):
+        if type(number) not in (int, float) or not math.isfinite(number):
             raise UserError(f"{flag}: {number!r} for {dataset} is no number")
     return values

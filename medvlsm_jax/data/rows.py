@@ -1,6 +1,7 @@
 """The records of a dataset's folder before they have prompts: files, splits, classes and what no mask can tell."""
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.grammars import attributes_of
 from medvlsm_jax.data.importers.folders import match_mask
 from medvlsm_jax.data.importers.layout import list_images, lonely
+from medvlsm_jax.data.integrity import is_colondb_copy
 from medvlsm_jax.data.overrides import read_csv
 from medvlsm_jax.data.splits import Row, assign_splits
 from medvlsm_jax.errors import UserError
@@ -27,8 +29,13 @@ def find_rows(folder: Path, card: Card, annotated: Sequence[Row]) -> list[Row]:
         return read_rows(folder / "records.csv")
     if not annotated:
         return pair_files(folder, card)
-    known = [{name: word for name, word in row.attributes.items() if name not in MEASURED} for row in annotated]
-    return [dataclasses.replace(row, attributes=words) for row, words in zip(annotated, known, strict=True)]
+    return [dataclasses.replace(row, attributes=unmeasured(row)) for row in annotated]
+
+
+def unmeasured(row: Row) -> dict[str, str]:
+    """The words of an annotated record that no mask can tell; its class is the card's, which may have changed."""
+    words = {name: word for name, word in row.attributes.items() if name not in MEASURED}
+    return words | ({"class": row.target} if row.target else {})
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -44,12 +51,18 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def read_annotated(folder: Path, card: Card) -> list[Row]:
-    """The records of a folder's annotations with all their words: those that it came with, else those made here."""
+    """The records of a folder's annotations with all their words: those that it came with, else those made here.
+
+    Those published for CVC-300 do not count, for they are about the images of ColonDB.
+    """
     anns, backup = folder / "anns", folder / BACKUP
     rows = []
     for split in SPLITS:
         path = (backup if backup.is_dir() and is_ours(anns) else anns) / f"{split}.json"
-        for i, entry in enumerate(read_entries(path)):
+        entries = read_entries(path)
+        if card.name == "cvc300_polyp" and is_colondb_copy(entries):
+            continue
+        for i, entry in enumerate(entries):
             record = parse_record(entry, card, folder, f"{path}, record {i}")
             words = attributes_of(record)
             rows.append(Row(entry["img_name"], entry["mask_name"], split, "", record.target, words, entry=entry))
@@ -65,7 +78,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
 
 
 def pair_files(folder: Path, card: Card) -> list[Row]:
-    """A record for each image and the mask of its name, in splits that are drawn by image."""
+    """A record for each image and the mask of its name, in splits that are drawn by image, copies together."""
     bases = [folder / kind / card.subfolder for kind in ("images", "masks")]
     images, masks = (list_images(base) for base in bases)
     if not images:
@@ -74,7 +87,8 @@ def pair_files(folder: Path, card: Card) -> list[Row]:
     pairs = {stem: match_mask(stem, by_lower) for stem in sorted(images)}
     if missing := [images[stem].name for stem, mask in pairs.items() if mask is None]:
         raise lonely(f"{bases[1]} has no mask for images of {bases[0]}", missing)
-    splits = assign_splits(list(pairs), card.counts, SEED)
+    digests = [hashlib.sha256(images[stem].read_bytes()).hexdigest() for stem in pairs]
+    splits = assign_splits(list(pairs), card.counts, SEED, images=digests)
     target = card.targets[0] if len(card.targets) == 1 else ""
     rows = []
     for stem, mask in pairs.items():

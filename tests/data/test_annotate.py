@@ -134,11 +134,35 @@ def test_true_thirds_move_a_location(folder):
 
 def test_a_bare_folder_is_paired_by_name_and_split(folder):
     for i in range(16):
-        for kind, name in (("images", f"x{i}.png"), ("masks", f"x{i}.png")):
-            source = "images/a.png" if kind == "images" else "masks/a_mask.png"
-            shutil.copy(folder / source, folder / kind / name)
+        Image.fromarray(np.full((60, 72, 3), i, np.uint8)).save(folder / "images" / f"x{i}.png")
+        shutil.copy(folder / "masks" / "a_mask.png", folder / "masks" / f"x{i}.png")
     assert annotate(folder, CARD) == {"train": 16, "val": 2, "test": 2}
     assert len(by_name(folder)) == 20
+
+
+def test_copies_of_an_image_in_a_bare_folder_are_in_one_split(folder):
+    for i in range(12):
+        shutil.copy(folder / "images" / "a.png", folder / "images" / f"copy{i}.png")
+        shutil.copy(folder / "masks" / "a_mask.png", folder / "masks" / f"copy{i}_mask.png")
+    annotate(folder, CARD)
+    names = {split: {entry["img_name"] for entry in entries} for split, entries in read(folder).items()}
+    copies = {"a.png", *(f"copy{i}.png" for i in range(12))}
+    assert [split for split in SPLITS if names[split] & copies] == [s for s in SPLITS if copies <= names[s]]
+
+
+def test_a_class_that_the_card_names_anew_replaces_the_old_one(folder):
+    annotate(folder, Card("mine", targets=("polyp",)))
+    annotate(folder, Card("mine", targets=("lesion",)))
+    assert {entry["prompts"]["p1"] for entry in by_name(folder).values()} == {"lesion", "no lesion"}
+
+
+def test_cvc300_is_annotated_from_its_own_images_beside_colondbs_records(shared, folder, tmp_path):
+    folder = folder.rename(tmp_path / "cvc300_polyp")
+    shutil.copytree(shared / "annotations" / "cvc300_polyp", folder / "anns")
+    for _ in range(2):
+        assert annotate(folder, CARDS["cvc300_polyp"]) == {"train": 0, "val": 0, "test": len(BOXES)}
+        assert set(by_name(folder)) == set(BOXES)
+    assert len(read(folder, "anns.published")["test"]) == 360
 
 
 def test_an_image_without_a_mask_is_named(folder):
@@ -206,7 +230,9 @@ def test_annotations_keep_splits_and_what_masks_cannot_tell(folder):
 
 def test_a_class_that_nothing_names_is_asked_for(folder):
     message = error_of(annotate, folder, Card("mine"))
-    assert message.startswith("mine: of what class a_mask.png is (and 3 more) is not known")
+    assert message.startswith(
+        "mine: of what class a_mask.png (and 3 more) is, is not known: name one class in a card's targets"
+    )
     assert "column class" in message
     annotate(folder, Card("mine"), overrides={f"{name}.png": {"class": "ulcer"} for name in BOXES})
     assert by_name(folder)["a"]["prompts"]["p1"] == "ulcer"
@@ -278,13 +304,18 @@ def test_a_users_words_for_an_unknown_file_are_an_error(folder):
     [
         (["a dot"], ["polyp which is a dot"]),
         ({"polyp": ["a dot"], "ulcer": ["a hole"]}, ["polyp which is a dot"]),
-        ({"ulcer": ["a hole"]}, ["polyp which is a lump", "polyp which is a bump"]),
         (None, ["polyp which is a lump", "polyp which is a bump"]),
     ],
 )
 def test_descriptions_are_the_users_or_the_cards(folder, descriptions, expected):
     annotate(folder, CARD, descriptions=descriptions)
     assert by_name(folder)["a"]["prompts"]["p7"] == expected
+
+
+def test_descriptions_of_other_classes_alone_are_an_error(folder):
+    message = error_of(annotate, folder, CARD, descriptions={"polpy": ["a slip"], "ulcer": ["a sore"]})
+    assert message == "--descriptions has sentences for polpy, ulcer, but the records are of polyp"
+    assert not (folder / "anns").exists()
 
 
 # --- What is never lost ----------------------------------------------------------------------------------------------

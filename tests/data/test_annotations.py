@@ -99,7 +99,14 @@ def test_a_file_name_that_is_no_text_is_named_by_its_number(write, tmp_path, key
     assert error_of(load_records, tmp_path, "mine", "train").startswith(f"{path}, record 0: ")
 
 
-@pytest.mark.parametrize("content", [[], {}, {"annotations": [ENTRY]}, "null", '"text"'])
+def test_a_split_without_records_is_named(write, tmp_path):
+    path = write([])
+    assert error_of(load_records, tmp_path, "mine", "train") == (
+        f"{path} has no records: mine has nothing for the split 'train'"
+    )
+
+
+@pytest.mark.parametrize("content", [{}, {"annotations": [ENTRY]}, "null", '"text"'])
 def test_a_file_without_a_list_of_records_is_named(write, tmp_path, content):
     path = write(content)
     assert error_of(load_records, tmp_path, "mine", "train").startswith(f"{path} holds no list of records")

@@ -204,6 +204,8 @@ def test_writing_again_leaves_a_complete_store_alone(mine, own, tmp_path):
 def test_a_failed_write_leaves_nothing(mine, tmp_path):
     shutil.copytree(mine / "mine", tmp_path / "data" / "mine")
     (tmp_path / "data" / "mine" / "images" / "e.png").write_bytes(b"no image")
+    (tmp_path / "file").touch()
+    assert "file cannot be made (" in error_of(write_store, tmp_path / "data", MINE, tmp_path / "file")
     message = error_of(write_store, tmp_path / "data", MINE, tmp_path / "out", image_size=SIZE)
     assert "e.png cannot be decoded" in message
     assert list((tmp_path / "out").iterdir()) == []

@@ -147,12 +147,46 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         pass
 
 
-def test_memory_of_killed_runs_is_freed(tmp_path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    names = (f"{caching.PREFIX}{ended.pid}-x", f"{caching.PREFIX}{os.getpid()}-x", f"medvlsm-elsewhere-{ended.pid}-x")
-    gone, running, other = (tmp_path / name for name in names)
-    for folder in (gone, running, other):
-        folder.mkdir()
+HOLD = """
+from pathlib import Path
+from medvlsm_jax.data import cache
+cache.SHARED_MEMORY = Path({!r})
+with cache.open_cache("memory", 16, 1) as found:
+    print(found.folder, flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("where", ["memory", "auto"])
+def test_memory_of_killed_runs_is_freed_and_that_of_others_is_kept(tmp_path, monkeypatch, where):
+    command = [sys.executable, "-c", HOLD.format(str(tmp_path))]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killed,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running,
+    ):
+        assert killed.stdout is not None
+        assert running.stdout is not None
+        gone, kept = (Path(run.stdout.readline().strip()) for run in (killed, running))
+        killed.kill()
+        killed.wait()
+        monkeypatch.setattr(caching, "SHARED_MEMORY", tmp_path)
+        free = 4 * SIZE**2 * 100
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0 if gone.exists() else free))
+        with open_cache(where, SIZE, 1) as cache:  # which has room once the memory is freed
+            assert cache is not None
+            assert (gone.exists(), kept.exists()) == (False, True)
+        running.kill()
+
+
+def test_memory_of_a_killed_run_of_our_own_process_id_is_freed(tmp_path):
+    gone = tmp_path / f"{caching.PREFIX}{os.getpid()}-x"  # a container that starts again has the old process ids
+    gone.mkdir()
     caching.remove_abandoned(tmp_path)
-    assert (gone.exists(), running.exists(), other.exists()) == (False, True, True)
+    assert not gone.exists()
+
+
+def test_an_entry_that_may_not_be_read_is_read_anew(record, reads, tmp_path):
+    cache = ExampleCache(tmp_path, SIZE)
+    (tmp_path / cache.name(record)).symlink_to(cache.name(record))  # a loop, which no one may open
+    assert_same(load(cache, record), pixels(record))
+    assert len(reads) == 1

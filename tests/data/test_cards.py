@@ -83,6 +83,19 @@ def test_a_users_card_lies_where_they_like(card_file):
     assert split_members(f"isic+{path}", "val") == [CARDS["isic"], card]
 
 
+def test_a_dataset_that_a_pool_names_twice_comes_once():
+    names = [card.name for card in split_members("isic+pooled_polyp+kvasir_polyp+isic", "train")]
+    assert names == ["isic", "kvasir_polyp", "clinicdb_polyp", "bkai_polyp"]
+
+
+def test_two_cards_of_one_name_are_an_error(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "isic"\nmodality = "endoscopy"\n')
+    assert split_members(str(path), "train")[0].modality == "endoscopy"  # a user's card comes before ours
+    with pytest.raises(UserError, match="two cards have the name 'isic'"):
+        split_members(f"isic+{path}", "train")
+
+
 def test_a_folder_needs_no_card(tmp_path):
     (tmp_path / "mine" / "anns").mkdir(parents=True)
     assert named_card("mine") == Card("mine")

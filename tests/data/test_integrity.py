@@ -604,17 +604,17 @@ def finding(level: str = "error", text: str = "is bad", file: str = "a.png") -> 
 
 
 def test_a_table_has_errors_and_warnings_apart():
-    findings = [finding("warning"), finding(), finding(file="b.png"), finding(file="", text="has no prompt")]
+    findings = [finding("warning"), finding(), finding(file="b.png"), *2 * [finding(file="", text="has no prompt")]]
     assert findings_table(findings).splitlines() == [
-        "3 errors",
+        "4 errors",
         "  mine: a.png and 1 more: is bad",
-        "  mine: has no prompt",
+        "  mine (2 times): has no prompt",
         "1 warning",
         "  mine: a.png is bad",
     ]
     rows = findings_rows(findings)
     assert rows[0] == ["level", "dataset", "file", "records", "finding"]
-    assert [row[0] for row in rows[1:]] == ["error", "error", "error", "warning"]
+    assert [row[0] for row in rows[1:]] == ["error", "error", "error", "error", "warning"]
 
 
 def test_a_table_of_nothing_says_so():

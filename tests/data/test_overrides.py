@@ -35,6 +35,8 @@ def test_a_csv_of_words(write):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("", "has no lines of words"),
+        ("mask,shape\n", "has no lines of words"),
         ("mask,weight\na.png,3\n", "the column 'weight' is no attribute; there are class, shape, "),
         ("mask,general\na.png,3\n", "the column 'general' is no attribute"),
         ("file,shape\na.png,flat\n", "needs a column mask or a column image, and not both"),

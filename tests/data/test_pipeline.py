@@ -3,6 +3,11 @@
 import contextlib
 import dataclasses
 import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -157,6 +162,40 @@ def test_worker_processes_give_the_same_batches(loader, parsed_flags, num_worker
     expected = take(train_batches(loader, BATCH, seed=0, first_step=2), 11)
     found = train_batches(loader, BATCH, seed=0, first_step=2, num_workers=num_workers, num_threads=2)
     assert_equal(take(found, 11), expected)
+
+
+def test_worker_processes_leave_signals_to_the_program(loader, parsed_flags):
+    whole = take(train_batches(loader, BATCH, seed=0), 12)
+    with contextlib.closing(train_batches(loader, BATCH, seed=0, num_workers=1, num_threads=2)) as batches:
+        found = [next(batches)]
+        for worker in multiprocessing.active_children():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(worker.pid, number)
+        assert_equal(found + list(itertools.islice(batches, 11)), whole)
+
+
+KILLED = """
+import os, signal, sys, time
+from absl import flags
+from medvlsm_jax.data.annotations import load_records
+from medvlsm_jax.data.pipeline import Loader, train_batches
+if __name__ == "__main__":
+    flags.FLAGS(sys.argv[:1])
+    loader = Loader(load_records(sys.argv[1], "sample", "train"), None, "p6", 16)
+    batches = train_batches(loader, 4, seed=0, num_workers=1)
+    for _ in range(8):
+        next(batches)
+    time.sleep(1)  # the worker has read ahead and waits
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_worker_processes_end_with_a_program_that_is_killed(sample, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(KILLED)
+    # The workers hold the program's output open: its end is theirs.
+    ended = subprocess.run([sys.executable, str(program), str(sample)], capture_output=True, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -1,5 +1,6 @@
 """Pools: how much of each dataset is used, how often each is drawn, and what an epoch is."""
 
+import dataclasses
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medvlsm_jax.data.annotations import Record, load_records
+from medvlsm_jax.data.arrayrecord import StoredFile
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.pipeline import training_order
 from medvlsm_jax.data.pools import mixing_weights, select_amount
@@ -58,6 +60,15 @@ def test_a_smaller_part_is_contained_in_a_larger_one(pool):
     assert all(a["isic"] < b["isic"] for a, b in itertools.pairwise(parts))
 
 
+def test_a_store_gives_the_part_that_its_folder_gives(pool):
+    stored = [
+        dataclasses.replace(r, image=StoredFile(Path("store"), "train", i, "image", r.image.name))
+        for i, r in enumerate(pool)
+    ]
+    assert images(select_amount(stored, "0.5", seed=0)) == images(select_amount(pool, "0.5", seed=0))
+    assert len(select_amount(stored, "4", seed=0)) == 2 * (4 + 4)
+
+
 def test_the_part_depends_on_the_seed(pool):
     assert images(select_amount(pool, "0.5", seed=0)) != images(select_amount(pool, "0.5", seed=1))
 
@@ -69,6 +80,8 @@ def test_the_part_depends_on_the_seed(pool):
         ('{"isci": 0.5}', "names 'isci', but the training data are busi, isic"),
         ("[1]", "is no number"),
         ("true", "True for busi is no number"),
+        ("NaN", "nan for busi is no number"),
+        ('{"isic": Infinity}', "inf for isic is no number"),
         ("21", "21 of the 6 training images of busi is not possible"),
         ("1.5", "is not possible"),
         ("0", "is not possible"),
@@ -96,7 +109,10 @@ def test_a_temperature_flattens_the_shares():
         ('{"isic": 1}', 1.0, "needs a positive number for each of isic, busi"),
         ('{"isic": 1, "busi": 0}', 1.0, "needs a positive number"),
         ('{"isic": 1, "dfu": 1}', 1.0, "config.pool.weights names 'dfu'"),
-        ("", 0.0, "config.pool.temperature=0.0 must be positive"),
+        ('{"isic": 1, "busi": NaN}', 1.0, "nan for busi is no number"),
+        ("", 0.0, "config.pool.temperature=0.0 must be 1"),
+        ("", 1e-3, "config.pool.temperature=0.001 must be 1"),
+        ("", float("nan"), "config.pool.temperature=nan must be 1"),
     ],
 )
 def test_weights_that_do_not_fit_are_named(pool, weights, temperature, message):

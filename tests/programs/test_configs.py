@@ -68,6 +68,8 @@ def test_a_config_file_has_the_fields_of_the_base_and_a_known_preset(file):
         ("prompt=attributes:size,number,class,dataset=isic", "prompt", "attributes:size,number,class"),
         ("prompt=attributes:size,dataset=isic", "dataset", "isic"),
         ("dataset=isic+busi,pool.temperature=3", "pool.temperature", 3.0),
+        ('data_num={"isic": 0.5,"busi": 9},seed=1', "data_num", '{"isic": 0.5,"busi": 9}'),
+        ('pool.weights={"isic": 2,"busi": 1},seed=1', "seed", 1),
     ],
 )
 def test_a_config_string_sets_fields_in_their_types(file, text, field, value):

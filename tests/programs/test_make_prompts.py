@@ -65,7 +65,7 @@ def test_prompts_are_written_with_a_users_words_and_descriptions(data_dir):
 
 def test_a_comparison_writes_nothing_but_its_csv(data_dir):
     before = {path: path.read_bytes() for path in data_dir.rglob("*") if path.is_file()}
-    output = data_dir / "differences.csv"
+    output = data_dir / "new" / "differences.csv"
     done = run(f"--dataset={data_dir / 'mine.toml'}", f"--data_dir={data_dir}", "--compare", f"--output={output}")
     assert done.returncode == 0
     assert {path: path.read_bytes() for path in data_dir.rglob("*") if path.is_file() and path != output} == before

@@ -10,7 +10,7 @@ import pytest
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluate import default_config, evaluate
-from medvlsm_jax.train import train
+from medvlsm_jax.train import read_split, train
 
 POOL = "one+two"
 
@@ -58,9 +58,60 @@ def test_a_part_of_the_images_makes_the_epochs_shorter_and_the_validation_is_who
     assert f"{count(pool, 'one', 'val') + count(pool, 'two', 'val')} validation records" in printed
 
 
+@pytest.fixture
+def colours(pool) -> str:
+    """The same pool by cards of a user's: each dataset is of one class."""
+    for name, target in (("one", "red"), ("two", "blue")):
+        (pool / f"{name}.toml").write_text(f'name = "{name}"\ntargets = ["{target}"]\n')
+    return f"{pool / 'one.toml'}+{pool / 'two.toml'}"
+
+
+def test_a_number_of_images_is_one_of_images_of_the_class_asked_for(config, pool, tmp_path):
+    path = pool / "one" / "anns" / "train.json"
+    entries = json.loads(path.read_text())
+    images = sorted({entry["img_name"] for entry in entries})
+    for entry in entries:  # every second image is of one class
+        entry["prompts"]["p1"] = ("red", "blue")[images.index(entry["img_name"]) % 2]
+    path.write_text(json.dumps(entries))
+    card = pool / "one.toml"
+    card.write_text('name = "one"\ntargets = ["red", "blue"]\n')
+    config.data_dir, config.dataset, config.target = str(pool), str(card), "red"
+    whole = read_split(config, "train", tmp_path)
+    config.data_num = str(len({record.image for record in whole}))  # as many as there are
+    assert read_split(config, "train", tmp_path) == whole
+    config.data_num = "5"
+    assert len({record.image for record in read_split(config, "train", tmp_path)}) == 5
+
+
+def test_of_a_pool_those_datasets_are_scored_that_have_the_class(run, pool, colours, tmp_path):
+    options = default_config()
+    options.data_dir, options.target = str(pool), "blue"
+    assert set(evaluate(options, run, [colours], ["p6"], tmp_path / "out")) == {"two"}
+    options.target = "green"
+    with pytest.raises(UserError, match="no record is of that class; there are red, blue"):
+        evaluate(options, run, [colours], ["p6"], tmp_path / "none")
+
+
+def test_a_pool_without_the_split_is_not_scored_as_nothing(run, pool, tmp_path):
+    (pool / "pool.toml").write_text('name = "mine"\n[members]\ntrain = ["one", "two"]\n')
+    options = default_config()
+    options.data_dir = str(pool)
+    with pytest.raises(UserError, match=r"--dataset=.*pool\.toml has no dataset for --split=test"):
+        evaluate(options, run, [str(pool / "pool.toml")], ["p6"], tmp_path / "out")
+
+
+def test_two_cards_of_one_name_are_not_scored_as_one(run, pool, colours, tmp_path):
+    options = default_config()
+    options.data_dir = str(pool)
+    with pytest.raises(UserError, match="two cards have the name 'one'"):
+        evaluate(options, run, ["one", str(pool / "one.toml")], ["p6"], tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        ("seed", -1, "config.seed=-1: give 0 or a larger number"),
+        ("data.num_workers", -1, "config.data.num_workers=-1: give 0 or a larger number"),
         ("data_num", '{"three": 1}', "config.data_num names 'three', but the training data are one, two"),
         ("pool.weights", '{"one": 1}', "needs a positive number for each of one, two"),
         ("data.on_bad", "ignore", "config.data.on_bad=ignore: choose error or skip"),

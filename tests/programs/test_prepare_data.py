@@ -91,10 +91,23 @@ def test_the_whole_way(raw, tmp_path):
     assert "was prepared with seed=42" in result.stderr
 
 
+def test_everything_about_an_unknown_dataset_is_an_error():
+    result = run("--list", "--dataset=kvasir")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --dataset=kvasir is not known: choose one of bkai_polyp")
+
+
 def test_missing_flags_are_named():
     result = run("--dataset=isic")
     assert result.returncode == 2
     assert result.stderr == "error: give --raw and --data_dir, or --list to see the datasets\n"
+
+
+def test_a_home_folder_is_found(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = run(prepared[0], "--data_dir=~/data", "--verify", "--preview=~/sheet.png")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "sheet.png").exists()
 
 
 @pytest.fixture
@@ -145,3 +158,11 @@ def test_a_prepared_dataset_is_drawn(prepared, tmp_path):
     assert result.returncode == 2
     assert "has no prompt 'p9'" in result.stderr
     assert not (tmp_path / "other.png").exists()
+
+
+@pytest.mark.parametrize("name", ["sheet.xyz", "nowhere/sheet.png"])
+def test_a_picture_that_cannot_be_written_is_named(prepared, tmp_path, name):
+    result = run(*prepared, f"--preview={tmp_path / name}")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: --preview={tmp_path / name} cannot be written")
+    assert result.stderr.count("\n") == 1

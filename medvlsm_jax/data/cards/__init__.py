@@ -121,14 +121,19 @@ def split_members(dataset: str, split: str) -> list[Card]:
     """The cards of the single datasets that a dataset or a pool has in a split.
 
     Raises:
-        UserError: there is no such split, or a card file cannot be read.
+        UserError: there is no such split, a card file cannot be read, or two different cards share a name.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     card = named_card(dataset)
     if not card.members:
         return [card]
-    return [found for member in card.members.get(split, ()) for found in split_members(member, split)]
+    cards: dict[str, Card] = {}  # a dataset that is named twice, or is in two pools, comes once
+    for member in card.members.get(split, ()):
+        for found in split_members(member, split):
+            if cards.setdefault(found.name, found) != found:
+                raise UserError(f"{dataset}: two cards have the name {found.name!r}: rename one of them and its folder")
+    return list(cards.values())
 
 
 def find_folder(data_dir: str | Path, card: Card) -> Path:
@@ -141,7 +146,10 @@ def find_folder(data_dir: str | Path, card: Card) -> Path:
     if (root / card.name / "anns").is_dir():
         return root / card.name
     if not root.is_dir():
-        raise UserError(f"data_dir {root} does not exist: pass --config.data_dir=FOLDER that holds the dataset folders")
+        raise UserError(
+            f"data_dir {root} does not exist: pass --config.data_dir=FOLDER (--data_dir of the tools) that holds the "
+            "dataset folders"
+        )
     found = sorted(path.parent.name for path in root.glob("*/anns"))
     known = "has no folder with annotations"
     if card.name not in CARDS and card == Card(card.name):

@@ -1,6 +1,5 @@
 """CheXlocalize: polygons of each finding in json, on chest X-rays of CheXpert, whose labels are in csv files."""
 
-import csv
 import functools
 import json
 import os
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.importers.item import Item, Mask, as_found, image_size
 from medvlsm_jax.data.importers.layout import is_junk, lonely, wrong_folder
+from medvlsm_jax.data.overrides import read_csv
 from medvlsm_jax.errors import UserError
 
 # A path of an image (patient1/study1/view1_frontal.jpg), or its name in one piece (patient1_study1_view1_frontal.jpg).
@@ -74,9 +74,7 @@ def read_annotations(path: Path) -> dict[str, dict[str, Any]]:
 
 def read_labels(path: Path) -> dict[str, list[str]]:
     """Image -> names of its positive labels, in the order of the columns."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    matches = [(IMAGE.search(row.get("Path") or ""), row) for row in rows]
+    matches = [(IMAGE.search(row.get("Path", "")), row) for row in read_csv(path)]
     return {"_".join(match.groups()): positive_labels(row) for match, row in matches if match}
 
 

@@ -1,7 +1,6 @@
 """CVC-ClinicDB: numbered frames of 29 video sequences, as TIFF or, in a mirror, as TIFF and PNG."""
 
 import bisect
-import csv
 import dataclasses
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.importers.folders import IMAGES, MASKS, pair_folders
 from medvlsm_jax.data.importers.item import Item
 from medvlsm_jax.data.importers.layout import find_inside, find_parent, folders_of
+from medvlsm_jax.data.overrides import read_csv
 from medvlsm_jax.data.splits import SEQUENCE
 
 # The last frame of each sequence, from the list of the download (https://polyp.grand-challenge.org/CVCClinicDB/).
@@ -37,8 +37,7 @@ def read_sequences(folders: list[Path]) -> dict[str, str]:
     path = next((path for folder in folders if (path := folder / "metadata.csv").is_file()), None)
     if path is None:
         return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(path)
     return {row[FRAME]: f"{SEQUENCE}{row[SEQUENCE_ID]}" for row in rows if row.get(FRAME) and row.get(SEQUENCE_ID)}
 
 

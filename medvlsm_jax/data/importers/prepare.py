@@ -18,13 +18,13 @@ from medvlsm_jax.data.importers.files import write_files
 from medvlsm_jax.data.importers.item import Item
 from medvlsm_jax.data.importers.published import find_published, match_published, read_entries, write_published
 from medvlsm_jax.data.integrity import is_colondb_copy
+from medvlsm_jax.data.rows import COLUMNS
 from medvlsm_jax.data.splits import Leak, Row, assign_splits, drop_leaks, find_leaks
 from medvlsm_jax.errors import UserError
 
 SOURCE = "SOURCE.json"
 NOTE = "Prepared by medvlsm_jax.data.importers from a raw download."
 ON_LEAK = ("error", "keep", "drop")
-COLUMNS = ("image", "mask", "split", "group", "target")
 
 
 def prepare(
@@ -64,6 +64,8 @@ def prepare(
     """
     if on_leak not in ON_LEAK:
         raise UserError(f"--on_leak={on_leak}: choose one of {', '.join(ON_LEAK)}")
+    if per_class and annotations is not None:
+        raise UserError("--per_class: the published records are about all polyps of an image; leave out --annotations")
     folder = data_dir / card.name
     check_apart(raw, folder)
     items = find_items(raw, card, per_class=per_class)
@@ -113,8 +115,11 @@ def claim(folder: Path, files: Mapping[str, Any], splits: Mapping[str, Any]) -> 
     Raises:
         UserError: the folder is of other origin or was prepared with other options.
     """
-    if not folder.exists() or not any(folder.iterdir()):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another --data_dir") from error
+    if not any(folder.iterdir()):
         write_source(folder, files)
     found = read_source(folder)
     if found.get("note") != NOTE:
@@ -152,15 +157,20 @@ def row_of(item: Item, digests: Mapping[str, str]) -> Row:
 
 
 def draw_splits(rows: Sequence[Row], card: Card, seed: int) -> list[Row]:
-    """The rows with the splits of the download, or drawn where it has none."""
+    """The rows with the splits of the download, or drawn where it has none.
+
+    Other images that are copies of one in a split of the download are left out: that split stays as it was published.
+    """
+    fixed = [row.split for row in rows]
     splits = assign_splits(
-        [row.group for row in rows],
-        card.counts,
-        seed,
-        images=[row.digest for row in rows],
-        fixed=[row.split for row in rows],
+        [row.group for row in rows], card.counts, seed, images=[row.digest for row in rows], fixed=fixed
     )
-    return [dataclasses.replace(row, split=row.split or splits[row.group]) for row in rows]
+    kept = [row for row in rows if row.split or splits[row.group] not in fixed]
+    if copies := len(rows) - len(kept):
+        print(
+            f"{copies} records are left out, whose images the download has in {' or '.join(set(fixed) - {''})} as well"
+        )
+    return [dataclasses.replace(row, split=row.split or splits[row.group]) for row in kept]
 
 
 def is_copy_of_colondb(annotations: Path, card: Card) -> bool:

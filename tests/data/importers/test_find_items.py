@@ -261,6 +261,13 @@ def test_clinicdb_sequences_of_a_csv_come_first_and_png_before_tif(tmp_path, dra
     assert {item.read_image().suffix for item in items} == {".png"}
 
 
+def test_clinicdb_sequences_that_are_no_utf8_are_named(download, tmp_path):
+    path = download("clinicdb_polyp") / "metadata.csv"
+    path.write_bytes(b"frame_id,sequence_id\n1,s\xe9quence\n")
+    message = error_of(find_items, path.parent, CARDS["clinicdb_polyp"])
+    assert message.startswith(f"{path} cannot be read as a csv file")
+
+
 def test_clinicdb_frames_of_other_names_are_their_own_groups(tmp_path, draw, capsys):
     draw.write_pairs(("x", "y", 700), tmp_path / "images", tmp_path / "masks", ".png", ".png")
     items = find_items(tmp_path, CARDS["clinicdb_polyp"])

@@ -15,7 +15,7 @@ from medvlsm_jax.data.annotations import load_records
 from medvlsm_jax.data.cards import CARDS, Card
 from medvlsm_jax.data.images import load_pair
 from medvlsm_jax.data.importers import files
-from medvlsm_jax.data.importers.prepare import prepare
+from medvlsm_jax.data.importers.prepare import draw_splits, prepare
 from medvlsm_jax.data.splits import Row, find_leaks
 from medvlsm_jax.errors import UserError
 
@@ -286,6 +286,30 @@ def test_bkai_a_class_at_a_time_leaves_out_empty_masks(download, tmp_path):
     assert {entry["prompts"]["p1"] for entry in entries} == {"neoplastic polyp", "non-neoplastic polyp"}
 
 
+def test_published_records_know_no_classes_of_bkai(download, tmp_path):
+    options = {"per_class": True, "annotations": tmp_path}
+    message = error_of(prepare, CARDS["bkai_polyp"], download("bkai_polyp"), tmp_path / "data", **options)
+    assert message.startswith("--per_class: the published records are about all polyps of an image")
+    assert not (tmp_path / "data").exists()
+
+
+def test_bkai_has_the_classes_that_a_users_card_names(download, tmp_path):
+    targets = ("neoplastic polyp", "non-neoplastic polyp")
+    card = Card("neo", targets=targets, importer="bkai")
+    prepare(card, download("bkai_polyp"), tmp_path / "data", per_class=True, workers=1)
+    rows = records_csv(tmp_path / "data" / "neo")
+    assert {row["target"] for row in rows} == set(targets)
+    for entry in json.loads((tmp_path / "data" / "neo" / "anns" / "train.json").read_text()):
+        kind = Path(entry["mask_name"]).stem.partition("_")[2]
+        assert entry["prompts"]["p1"] == entry["attributes"]["class"] == f"{kind} polyp"
+
+
+def test_a_data_dir_that_is_a_file_is_named(download, tmp_path):
+    (tmp_path / "data").touch()
+    message = error_of(prepare, CARDS["busi"], download("busi"), tmp_path / "data")
+    assert message == f"{tmp_path / 'data' / 'busi'} cannot be made (Not a directory): choose another --data_dir"
+
+
 def test_a_card_of_the_user_needs_no_importer(tmp_path, draw):
     draw.write_pairs(range(20), tmp_path / "raw" / "images", tmp_path / "raw" / "masks", ".png", ".png")
     card = Card("mine", targets=("lesion",), subfolder="all")
@@ -326,3 +350,15 @@ def test_a_leak_that_the_download_itself_fixes(download, tmp_path, capsys):
 
 def test_an_unknown_way_with_leaks_is_refused(tmp_path):
     assert "--on_leak=fix" in error_of(prepare, CARDS["dfu"], tmp_path, tmp_path / "data", on_leak="fix")
+
+
+def test_copies_of_an_official_test_image_are_left_out_and_the_test_set_stays_as_it_is(capsys):
+    split = ["test" if i < 10 else "" for i in range(40)]
+    digests = ["3" if i == 20 else str(i) for i in range(40)]
+    rows = [Row(f"{i}.png", f"{i}.png", split[i], f"{i}.png", "x", {}, digests[i]) for i in range(40)]
+    drawn = draw_splits(rows, CARDS["isic"], seed=0)
+    assert [row.image for row in drawn if row.split == "test"] == [f"{i}.png" for i in range(10)]
+    assert {f"{i}.png" for i in range(40)} - {row.image for row in drawn} == {"20.png"}
+    assert Counter(row.split for row in drawn) == {"test": 10, "train": 26, "val": 3}
+    assert find_leaks(drawn) == []
+    assert capsys.readouterr().out == "1 records are left out, whose images the download has in test as well\n"
