@@ -16,6 +16,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from grain.multiprocessing import SharedMemoryArray
 
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cache import ExampleCache, read_pair
@@ -57,8 +58,8 @@ class Loader:
         """The batch of these rows; images (B, S, S, 3) and masks (B, S, S, 1), 0 or 1, are uint8."""
         indices, size = [index for index, _, _ in rows], self.image_size
         batch: Batch = {
-            "image": np.empty((len(rows), size, size, 3), np.uint8),
-            "mask": np.empty((len(rows), size, size, 1), np.uint8),
+            "image": new_array((len(rows), size, size, 3)),
+            "mask": new_array((len(rows), size, size, 1)),
             "index": np.array(indices, np.int32),
             "valid": np.array([valid for _, _, valid in rows]),
         }
@@ -161,12 +162,21 @@ def read(batches: grain.MapDataset[Batch], num_workers: int, num_threads: int) -
     return iter(dataset)
 
 
+IN_WORKER = threading.Event()  # set in worker processes
+
+
+def new_array(shape: tuple[int, ...]) -> np.ndarray:
+    """Bytes to be filled; in a worker process in memory that the program shares, where grain would else copy them."""
+    return SharedMemoryArray(shape, np.uint8) if IN_WORKER.is_set() else np.empty(shape, np.uint8)
+
+
 def tie_to_program(_worker: int, _num_workers: int) -> None:
     """Lets a worker process live exactly as long as its program.
 
     Ctrl-C and a scheduler's SIGTERM reach the workers too; but the program, which still needs their batches to come to
     its checkpoint, closes them itself. Of a program that was killed they would wait for ever, and hold its memory.
     """
+    IN_WORKER.set()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     program = multiprocessing.parent_process()
