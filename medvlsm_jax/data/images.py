@@ -63,13 +63,6 @@ def first_channel(image: Image.Image) -> Image.Image:
     return (image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr", "PA") else image).getchannel(0)
 
 
-def open_mask(path: File) -> Image.Image:
-    """The first channel of a mask at its own size; raises UserError as `read_mask` does."""
-    channel = first_channel(open_image(path))
-    check_mask(path, channel)
-    return channel
-
-
 def check_mask(path: File, channel: Image.Image) -> None:
     """Raises a UserError for a mask's channel of 0 and 1, of which a threshold at 127 would leave nothing."""
     # Pillow is faster, but finds no extrema in some deep modes.
@@ -89,12 +82,9 @@ def read_mask(path: File) -> UInt8[np.ndarray, "h w"]:
     Raises:
         UserError: the file cannot be decoded, or its values are 0 and 1 where 0 and 255 are expected.
     """
-    return threshold(open_mask(path))
-
-
-def resize_mask(mask: UInt8[np.ndarray, "h w"], size: int) -> UInt8[np.ndarray, "size size"]:
-    """A 0/1 mask stretched to a square with the nearest filter."""
-    return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+    channel = first_channel(open_image(path))
+    check_mask(path, channel)
+    return threshold(channel)
 
 
 def load_pair(image_path: File, mask_path: File, size: int) -> tuple[np.ndarray, np.ndarray]:

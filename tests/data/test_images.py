@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from medvlsm_jax.data.annotations import load_records
-from medvlsm_jax.data.images import load_pair, open_image, read_mask, resize_image, resize_mask, to_rgb
+from medvlsm_jax.data.images import load_pair, open_image, read_mask, resize_image, to_rgb
 from medvlsm_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -83,11 +83,15 @@ def test_shrinking_averages():
     assert np.abs(resize_image(Image.fromarray(checkers.astype(np.uint8)), 8).astype(int) - 127.5).max() < 3
 
 
-def test_masks_are_resized_to_nearest():
-    mask = noise(40, 30) // 128
-    expected = Image.fromarray(mask).resize((17, 17), Image.Resampling.NEAREST)
-    np.testing.assert_array_equal(resize_mask(mask, 17), expected)
-    np.testing.assert_array_equal(resize_mask(np.eye(2, dtype=np.uint8), 4), np.kron(np.eye(2), np.ones((2, 2))))
+def nearest(mask: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+
+
+def test_masks_are_resized_to_nearest(tmp_path):
+    eye = np.eye(8, dtype=np.uint8)
+    paths = save(noise(8, 8, 3), tmp_path / "a.png"), save(eye * 255, tmp_path / "m.png")
+    np.testing.assert_array_equal(load_pair(*paths, 17)[1][..., 0], nearest(eye, 17))
+    np.testing.assert_array_equal(load_pair(*paths, 16)[1][..., 0], np.kron(eye, np.ones((2, 2))))
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "LA", "I;16"])
@@ -185,7 +189,7 @@ def test_a_pair_is_a_square_image_and_its_mask(tmp_path):
     pixels, mask = load_pair(*paths, 16)
     assert (pixels.shape, pixels.dtype, mask.shape, mask.dtype) == ((16, 16, 3), np.uint8, (16, 16, 1), np.uint8)
     np.testing.assert_array_equal(pixels, resize_image(Image.fromarray(image), 16))
-    np.testing.assert_array_equal(mask[..., 0], resize_mask(truth, 16))
+    np.testing.assert_array_equal(mask[..., 0], nearest(truth, 16))
 
 
 @pytest.mark.parametrize("mask_mode", ["L", "1", "P", "RGB", "RGBA", "LA", "I;16", "I;16B", "I", "F"])
@@ -199,7 +203,7 @@ def test_a_pair_is_what_its_parts_are_for_every_mode(tmp_path, image_mode, mask_
     assert open_image(mask).mode == mask_mode
     pixels, target = load_pair(image, mask, 17)
     np.testing.assert_array_equal(pixels, resize_image(open_image(image), 17))
-    np.testing.assert_array_equal(target[..., 0], resize_mask(read_mask(mask), 17))
+    np.testing.assert_array_equal(target[..., 0], nearest(read_mask(mask), 17))
     assert (target.dtype, target.max()) == (np.uint8, 1)
 
 
