@@ -32,6 +32,7 @@ CONDITIONS = {
 }
 NEXT = """What to do next with real data (the README has more):
   python tools/convert_weights.py --model=clipseg --source=CIDAS/clipseg-rd64-refined --output=checkpoints/clipseg
+  python tools/prepare_data.py --dataset=kvasir_polyp --raw=DOWNLOAD --data_dir=DATA
   python -m medvlsm_jax.train --config=configs/clipseg.py:dataset=kvasir_polyp,prompt=p6 --workdir=runs/kvasir_p6 \\
       --config.data_dir=DATA --config.init=checkpoints/clipseg
   python -m medvlsm_jax.evaluate --checkpoint=runs/kvasir_p6 --config.data_dir=DATA --dataset=kvasir_polyp \\
