@@ -11,8 +11,6 @@ measured ones. The json holds general descriptions: a list, or a list for each c
 it shows how often the words agree with the published ones, and where they differ.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -70,14 +68,6 @@ def report(pairs: Sequence[Pair]) -> str:
     return "\n".join([table(rows), *lines])
 
 
-def to_csv(pairs: Sequence[Pair]) -> str:
-    """The words that differ, one line each under a header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([Pair._fields, *(pair for pair in pairs if pair.measured != pair.published)])
-    return text.getvalue()
-
-
 def compare(described: Sequence[Described], card: Card, output: str) -> None:
     """Prints how the words agree with the published ones, and writes all that differ to a csv if asked for."""
     pairs = find_pairs(described, card)
@@ -85,9 +75,8 @@ def compare(described: Sequence[Described], card: Card, output: str) -> None:
         raise UserError(f"--compare: {card.name} has no published annotations")
     print(report(pairs))
     if output:
-        path = Path(output).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(path, to_csv(pairs))
+        differing = [pair for pair in pairs if pair.measured != pair.published]
+        atomic.write_csv(Path(output).expanduser(), [Pair._fields, *differing])
         print(f"all differences are written to {output}")
 
 

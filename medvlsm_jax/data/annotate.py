@@ -3,16 +3,12 @@
 import dataclasses
 import functools
 import json
-import multiprocessing
-import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from medvlsm_jax import atomic
 from medvlsm_jax.data.annotations import split_card
@@ -21,12 +17,12 @@ from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.grammars import ATTRIBUTES, GENERAL, make_prompts, named_grammar, read_descriptions
 from medvlsm_jax.data.images import check_sizes, open_image, read_mask, to_rgb
 from medvlsm_jax.data.overrides import Descriptions, Overrides, check_overrides
+from medvlsm_jax.data.processes import map_in_processes
 from medvlsm_jax.data.rows import back_up, find_rows, has_words, read_annotated
 from medvlsm_jax.data.splits import Row
 from medvlsm_jax.errors import UserError
 
 KEEPABLE = (*MEASURED, GENERAL)
-FEW = 64  # masks that one process measures sooner than several have started
 
 Measured = tuple[dict[str, str], tuple[int, int, int, int] | None]  # words and box of a mask
 
@@ -164,19 +160,14 @@ def measure_rows(
     if missing := [path for path in (*images, *masks) if not path.is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"{missing[0]}{more} is missing, but records of {card.name} name it: restore it or drop them")
-    if workers is None:
-        workers = (os.cpu_count() or 1) if len(rows) > FEW else 1
     function = functools.partial(measure_files, true_thirds=true_thirds)
-    # Spawned, for a forked copy of a process that runs JAX can hang. Without a call to pool.map no process starts.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        results: Iterable[Measured] = (
-            map(function, images, masks) if workers == 1 else pool.map(function, images, masks, chunksize=8)
-        )
-        return list(tqdm(results, total=len(rows), desc="measuring", unit="mask", disable=None))
+    pairs = list(zip(images, masks, strict=True))
+    return map_in_processes(function, pairs, workers=workers, chunksize=8, desc="measuring", unit="mask")
 
 
-def measure_files(image_path: Path, mask_path: Path, true_thirds: bool) -> Measured:
-    """The words of one object, and the box around its mask."""
+def measure_files(pair: tuple[Path, Path], true_thirds: bool) -> Measured:
+    """The words of one object, and the box around its mask, from an image and a mask file."""
+    image_path, mask_path = pair
     image, mask = np.asarray(to_rgb(open_image(image_path))), read_mask(mask_path) > 0
     check_sizes(image_path, (image.shape[1], image.shape[0]), mask_path, (mask.shape[1], mask.shape[0]))
     words = measure(image, mask, true_thirds=true_thirds)

@@ -1,9 +1,7 @@
 """Checks of images, masks and prompts before any work starts."""
 
-import csv
 import dataclasses
 import hashlib
-import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,7 +102,7 @@ def verify(
     if findings:
         print(findings_table(findings))
     if report is not None and (findings or report.exists()):
-        write_csv(report, findings)
+        atomic.write_csv(report, findings_rows(findings))
     if errors:
         listed = "" if report is None else f", see {report}"
         print(f"skipped {len(bad)} of {len(records)} records with errors{listed}")
@@ -284,11 +282,3 @@ def findings_rows(findings: Sequence[Finding]) -> list[list[str]]:
     """Every finding, under a header, errors first."""
     rows = [[f.level, f.dataset, f.file, str(len(f.indices)), f.text] for f in findings]
     return [["level", "dataset", "file", "records", "finding"], *sorted(rows, key=lambda row: row[0])]
-
-
-def write_csv(path: Path, findings: Sequence[Finding]) -> None:
-    """Writes `findings_rows` as a csv file, whole or not at all."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(findings_rows(findings))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(path, text.getvalue())

@@ -6,19 +6,17 @@ run without a download; nothing measured on it says anything about patients.
 
 import functools
 import json
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from medvlsm_jax.data.processes import map_in_processes
 from medvlsm_jax.errors import UserError
 
 SAMPLE = "sample"
@@ -335,10 +333,7 @@ def _write_all(folder: Path, source: dict[str, Any], workers: int) -> None:
         (folder / name).mkdir(parents=True)
     count = source["num_images"]
     write = functools.partial(_write_image, folder=folder, seed=source["seed"], size=source["size"])
-    # Spawned, for a forked copy of a process that runs JAX can hang. Without a call to pool.map no process starts.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        images = map(write, range(count)) if workers == 1 else pool.map(write, range(count), chunksize=16)
-        drawn = list(tqdm(images, total=count, desc="drawing", unit="image", disable=None))
+    drawn = map_in_processes(write, range(count), workers=workers, chunksize=16, desc="drawing", unit="image")
     for split, (start, stop) in SPLITS.items():
         records = [record for image in drawn[round(start * count) : round(stop * count)] for record in image]
         (folder / "anns" / f"{split}.json").write_text(json.dumps(records, indent=1))

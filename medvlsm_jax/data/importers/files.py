@@ -2,26 +2,23 @@
 
 import functools
 import hashlib
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from medvlsm_jax.data.images import open_image, to_rgb
 from medvlsm_jax.data.importers.item import KEPT, Item
+from medvlsm_jax.data.processes import map_in_processes
 from medvlsm_jax.errors import UserError
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that PNG keeps as they are
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 QUALITY = 95  # of a JPEG that is shrunk
-FEW = 64  # images that one process writes sooner than several have started
 
 
 def write_files(
@@ -43,13 +40,8 @@ def write_files(
         UserError: a file cannot be read, or a mask is of another size than its image.
     """
     images = [tuple(several) for _, several in groupby(items, key=lambda item: item.image)]
-    if workers is None:
-        workers = (os.cpu_count() or 1) if len(images) > FEW else 1
     write = functools.partial(write_image, folder=folder, subfolder=subfolder, max_side=max_side)
-    # Spawned, for a forked copy of a process that runs JAX can hang. Without a call to pool.map no process starts.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        results = map(write, images) if workers == 1 else pool.map(write, images, chunksize=4)
-        written = list(tqdm(results, total=len(images), desc="writing", unit="image", disable=None))
+    written = map_in_processes(write, images, workers=workers, desc="writing", unit="image")
     digests = {several[0].image: digest for several, (digest, _) in zip(images, written, strict=True)}
     return digests, {mask for _, masks in written for mask in masks}
 

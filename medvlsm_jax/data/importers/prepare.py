@@ -1,8 +1,6 @@
 """A raw download to `<data_dir>/<dataset>/{images,masks,anns}`, safely run twice or continued."""
 
-import csv
 import dataclasses
-import io
 import json
 import shutil
 from collections import Counter
@@ -86,7 +84,7 @@ def prepare(
     rows = [row_of(item, digests) for item in items if item.mask in masks]
     rows = match_published(annotations, card, rows) if annotations else draw_splits(rows, card, seed)
     rows = settle_leaks(rows, on_leak, is_published=annotations is not None)
-    atomic.write_text(folder / "records.csv", to_csv(rows))
+    atomic.write_csv(folder / "records.csv", csv_rows(rows))
     shutil.rmtree(folder / "anns", ignore_errors=True)  # of an earlier run that was cut off
     if annotations:
         write_published(folder, rows)
@@ -204,13 +202,11 @@ def summary(leaks: Sequence[Leak]) -> str:
     return f"splits are not apart: {'; '.join(map(str, leaks[:3]))}{more}"
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """records.csv: the columns of every dataset, then the attributes that this one has."""
+def csv_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """The lines of records.csv: the columns of every dataset, then the attributes that this one has."""
     attributes = dict.fromkeys(key for row in rows for key in row.attributes)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *attributes])
-    for row in rows:
-        values = [getattr(row, column) for column in COLUMNS]
-        writer.writerow([*values, *(row.attributes.get(key, "") for key in attributes)])
-    return text.getvalue()
+    lines = [
+        [*(getattr(row, column) for column in COLUMNS), *(row.attributes.get(key, "") for key in attributes)]
+        for row in rows
+    ]
+    return [[*COLUMNS, *attributes], *lines]
