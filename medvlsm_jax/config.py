@@ -30,6 +30,7 @@ def base_config() -> ml_collections.ConfigDict:
     config.pool = ml_collections.ConfigDict({"weights": "", "temperature": 1.0})
     config.freeze_encoder = config_dict.placeholder(bool)  # None: frozen when `init` brings pretrained towers
     config.freeze_decoder = False
+    config.resume = ""  # another run's workdir, whose newest checkpoint is continued here; it is only read
 
     # How it is trained.
     config.seed = 42
@@ -45,17 +46,32 @@ def base_config() -> ml_collections.ConfigDict:
     config.max_grad_norm = 0.5
     config.plateau = ml_collections.ConfigDict({"factor": 0.1, "patience": 5, "threshold": 1e-4})
     config.early_stopping = ml_collections.ConfigDict({"patience": 20, "min_delta": 1e-4, "min_epochs": 10})
+    config.ema = 0.0  # decay of a moving average of the parameters, which is then validated and loaded; 0: none
 
-    # On which devices, and how it reads and reports.
+    # On which devices.
     config.dtype = "auto"  # of the computation: float32, bfloat16, or auto (bfloat16 on accelerators)
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})  # -1 takes what the other axis leaves
+    config.remat = "none"  # of encoder blocks: none, dots (keeps matrix products), or full (keeps their inputs alone)
+    # Processes are found in the environment (TPU pod, GKE, SLURM, MPI); these stand above it (training/distributed.py).
+    config.distributed = ml_collections.ConfigDict(
+        {"coordinator": "", "num_processes": 0, "process_id": -1, "local_device_ids": ""}
+    )
+    config.compilation_cache = "auto"  # a folder, none, or auto: the user's cache folder, on accelerators
+    config.deterministic = False  # have XLA choose deterministic kernels on GPUs, too
+
+    # How it reads and reports.
     # Worker processes (0: this one alone) and threads in each; a cache of decoded images: none, memory, auto (memory if
     # there is plenty), or a folder; whether a broken file or record is an error or is skipped ("skip") and listed.
     config.data = ml_collections.ConfigDict({"num_workers": 0, "num_threads": 4, "cache": "auto", "on_bad": "error"})
+    # Outputs of a frozen encoder, computed once: none, memory, auto (memory if there is plenty), or a folder; at most so
+    # many GiB of them (0: what is free there).
+    config.features = ml_collections.ConfigDict({"cache": "auto", "limit_gib": 0.0})
     config.log_every_steps = 10
     config.checkpoint_every_steps = 0  # besides the end of each epoch
-    config.tensorboard = True
+    config.writers = "tensorboard"  # besides console and metrics.jsonl: csv, tensorboard, wandb, mlflow, joined by +
+    config.project = "medvlsm-jax"  # of W&B, and the experiment of MLflow
     config.num_overlays = 4  # validation cases drawn after each epoch
+    config.profile = ""  # steps START:STOP that the profiler traces, "100:105"
     return config
 
 

@@ -183,7 +183,7 @@ def make_writers(config: ml_collections.ConfigDict, workdir: Path, first_step: i
     if jax.process_index():
         return Writers([])
     writers: list[Writer] = [JsonlWriter(workdir / "metrics.jsonl", first_step)]
-    if config.tensorboard:
+    if "tensorboard" in config.writers.split("+"):
         writers.append(TensorBoardWriter(workdir / "tensorboard", first_step))
     return Writers(writers)
 

@@ -58,7 +58,7 @@ def test_a_config_file_has_the_fields_of_the_base_and_a_known_preset(file):
         ("batch_size=64", "batch_size", 64),
         ("learning_rate=1e-4", "learning_rate", 1e-4),
         ("learning_rate=1", "learning_rate", 1.0),
-        ("tensorboard=false", "tensorboard", False),
+        ("deterministic=true", "deterministic", True),
         ("zero_prompt=True", "zero_prompt", True),
         ("freeze_encoder=false", "freeze_encoder", False),
         ("mesh.fsdp=8", "mesh.fsdp", 8),
@@ -114,8 +114,8 @@ def test_a_value_of_another_type_is_named(text, kind):
 
 
 def test_a_truth_value_is_true_or_false():
-    with pytest.raises(UserError, match="tensorboard=1 should be true or false"):
-        clipseg.get_config("tensorboard=1")
+    with pytest.raises(UserError, match="deterministic=1 should be true or false"):
+        clipseg.get_config("deterministic=1")
 
 
 def test_a_group_is_no_field():

@@ -40,7 +40,7 @@ def config_of(model: str, data_dir: Path, **fields) -> ml_collections.ConfigDict
     """Two steps of four small images."""
     config = base_config()
     config.update({"data_dir": str(data_dir), "dataset": "sample", "model": model, "batch_size": 4, "image_size": 64})
-    config.update({"max_steps": 2, "log_every_steps": 1, "num_overlays": 0, "tensorboard": False, **fields})
+    config.update({"max_steps": 2, "log_every_steps": 1, "num_overlays": 0, "writers": "", **fields})
     return config
 
 

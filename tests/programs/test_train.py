@@ -84,7 +84,7 @@ def test_tensorboard_holds_the_numbers_and_overlays(run):
 
 
 def test_the_same_seed_gives_the_same_run_and_can_do_without_tensorboard(run, config, tmp_path):
-    config.tensorboard = False
+    config.writers = ""
     result = train(config, tmp_path)
     assert_same_run(tmp_path, run)
     assert result == {"step": STEPS, "val_dice": max(series(run, "val/dice").values())}
