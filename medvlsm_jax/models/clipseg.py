@@ -154,8 +154,16 @@ class CLIPSeg(Network):
             return True
         return path[0] == "logit_scale" or path[:2] in {("vision", "post_norm"), ("vision", "projection")}
 
+    @property
+    def reads_sentence(self) -> bool:
+        """Always, unless its embedding is replaced by zeros."""
+        return not self.config.zero_prompt
+
     def encode_image(self, pixel_values: Float[AnyArray, "b height width 3"]) -> list[Float[Array, "b tokens d"]]:
-        """The tapped outputs of the vision tower, shallowest first; blocks above the last tap are not run."""
+        """The tapped outputs of the vision tower, shallowest first; blocks above the last tap are not run.
+
+        Raises ValueError when a side of the image is not a multiple of the patch.
+        """
         states = self.vision.hidden_states(pixel_values, max(self.config.extract_layers) + 1)
         return [states[i + 1] for i in self.config.extract_layers]
 
@@ -166,8 +174,22 @@ class CLIPSeg(Network):
         *,
         rngs: Rngs = None,
     ) -> Float[Array, "b projection"]:
-        """The sentence as the decoder reads it."""
+        """The sentence as the decoder reads it; tokens have a beginning and an end."""
         return self.text(input_ids, attention_mask, rngs=rngs)
+
+    def decode(
+        self,
+        image: list[Float[Array, "b tokens d"]],
+        text: Float[AnyArray, "b projection"] | None,
+        size: tuple[int, int],
+        *,
+        rngs: Rngs = None,
+    ) -> Float[Array, "b height width 1"]:
+        """Float32 logits of the mask that the sentence names; there is no dropout in the decoder."""
+        if text is None:
+            text = jnp.zeros((image[0].shape[0], self.config.projection_dim), self.config.dtype)
+        patch = self.config.vision.patch_size
+        return self.decoder(image, jnp.asarray(text), (size[0] // patch, size[1] // patch)).astype(jnp.float32)
 
     def __call__(
         self,
@@ -178,28 +200,8 @@ class CLIPSeg(Network):
         rngs: Rngs = None,
         text_embedding: Float[AnyArray, "b projection"] | None = None,
     ) -> Float[Array, "b height width 1"]:
-        """Float32 logits of the mask that the sentence names.
-
-        Args:
-            pixel_values: normalised images; both sides are multiples of the patch size.
-            input_ids: tokens with a beginning and an end token; ignored with `zero_prompt` or `text_embedding`.
-            attention_mask: 1 for tokens, 0 for padding.
-            rngs: of dropout, in training mode; without them nothing is dropped.
-            text_embedding: a precomputed embedding in place of the sentence.
-
-        Raises:
-            ValueError: no sentence is given, or a side of the image is not a multiple of the patch.
-        """
-        batch, height, width, _ = pixel_values.shape
-        if self.config.zero_prompt:
-            text_embedding = jnp.zeros((batch, self.config.projection_dim), self.config.dtype)
-        elif text_embedding is None:
-            if input_ids is None:
-                raise ValueError(
-                    f"{type(self).__name__} needs input_ids or text_embedding: it segments what a sentence names"
-                )
-            text_embedding = self.encode_text(input_ids, attention_mask, rngs=rngs)
-        patch = self.config.vision.patch_size
-        embedding = jnp.asarray(text_embedding)
-        logits = self.decoder(self.encode_image(pixel_values), embedding, (height // patch, width // patch))
-        return logits.astype(jnp.float32)
+        """As every network; `text_embedding` is an embedding in place of the sentence."""
+        if text_embedding is None or not self.reads_sentence:
+            return super().__call__(pixel_values, input_ids, attention_mask, rngs=rngs)
+        height, width = pixel_values.shape[1:3]
+        return self.decode(self.encode_image(pixel_values), text_embedding, (height, width), rngs=rngs)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from medvlsm_jax.models.layers import AnyArray, Conv, ConvNorm, Dropout, Rngs, resize
 from medvlsm_jax.models.network import Network, NetworkConfig
@@ -243,27 +243,19 @@ class CNN(Network):
         classes = max(1, len(config.classes))
         self.head = Conv(width, classes, head_kernel, use_bias=True, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self,
-        pixel_values: Float[AnyArray, "b height width 3"],
-        input_ids: Int[AnyArray, "b t"] | None = None,
-        attention_mask: Int[AnyArray, "b t"] | None = None,
-        *,
-        rngs: Rngs = None,
-    ) -> Float[Array, "b height width classes"]:
-        """Float32 logits; a sentence changes nothing.
-
-        Raises:
-            ValueError: a side of the image is not a multiple of the encoder's stride.
-        """
+    def encode_image(self, pixel_values: Float[AnyArray, "b height width 3"]) -> Features:
+        """Features at strides 2, 4, 8 and so on; raises ValueError when a side is not a multiple of the last one."""
         _, height, width, _ = pixel_values.shape
         if height % self.output_stride or width % self.output_stride:
             raise ValueError(f"image size {height}x{width} is not a multiple of {self.output_stride}")
-        features = self.resnet(jnp.asarray(pixel_values))
-        logits = self.head(self.decoder(features, rngs=rngs)).astype(jnp.float32)
-        if logits.shape[1:3] == (height, width):
-            return logits
-        return resize(logits, (height, width), "bilinear", align_corners=True)
+        return self.resnet(jnp.asarray(pixel_values))
+
+    def decode(
+        self, image: Features, text: None, size: tuple[int, int], *, rngs: Rngs = None
+    ) -> Float[Array, "b height width classes"]:
+        """Float32 logits."""
+        logits = self.head(self.decoder(image, rngs=rngs)).astype(jnp.float32)
+        return logits if logits.shape[1:3] == size else resize(logits, size, "bilinear", align_corners=True)
 
 
 class UNet(CNN):

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from medvlsm_jax.models.clip import CLIPText, CLIPTextConfig
 from medvlsm_jax.models.cris_decoder import Decoder, Projector
@@ -152,52 +152,43 @@ class CRIS(Network):
         """The temperature, and without a sentence all of the text encoder."""
         return path[0] == "logit_scale" or (self.config.zero_prompt and path[0] == "text")
 
+    @property
+    def reads_sentence(self) -> bool:
+        """Always, unless its tokens and its state are replaced by zeros."""
+        return not self.config.zero_prompt
+
     def encode_image(self, pixel_values: Float[AnyArray, "b height width 3"]) -> Features:
         """Features at strides 8, 16 and 32; raises ValueError when a side of the image is not a multiple of 32."""
         return self.vision(pixel_values)
 
     def encode_text(
-        self, input_ids: Int[AnyArray, "b t"]
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "b projection"]]:
-        """The state of every token, and the sentence's."""
-        return self.text.encode(input_ids)
+        self, input_ids: Int[AnyArray, "b t"], attention_mask: Int[AnyArray, "b t"] | None = None, *, rngs: Rngs = None
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b projection"], Bool[Array, "b t"]]:
+        """The state of every token, the sentence's, and where tokens may be read.
 
-    def __call__(
+        Args:
+            input_ids: tokens with a beginning and an end token, padded with 0.
+            attention_mask: ignored. The text encoder is causal, so that no token before the end sees padding, and the
+                decoder masks where a token is 0, as the authors' code does: with another padding it reads all of it.
+            rngs: ignored: there is no dropout in the text encoder.
+        """
+        return *self.text.encode(input_ids), jnp.asarray(input_ids) != 0
+
+    def decode(
         self,
-        pixel_values: Float[AnyArray, "b height width 3"],
-        input_ids: Int[AnyArray, "b t"] | None = None,
-        attention_mask: Int[AnyArray, "b t"] | None = None,
+        image: Features,
+        text: tuple[Float[Array, "b t d"], Float[Array, "b projection"], Bool[Array, "b t"]] | None,
+        size: tuple[int, int],
         *,
         rngs: Rngs = None,
     ) -> Float[Array, "b height width 1"]:
-        """Float32 logits of the mask that the sentence names.
-
-        Args:
-            pixel_values: normalised images; both sides are multiples of 32.
-            input_ids: tokens with a beginning and an end token, padded with 0; ignored with `zero_prompt`.
-            attention_mask: ignored. The text encoder is causal, so that no token before the end sees padding, and the
-                decoder masks where a token is 0, as the authors' code does: with another padding it reads all of it.
-            rngs: of dropout, in training mode; without them nothing is dropped.
-
-        Raises:
-            ValueError: no sentence is given, or a side of the image is not a multiple of 32.
-        """
-        batch, height, width, _ = pixel_values.shape
-        tokens, state, mask = self.prompt(batch, input_ids)
-        features = self.encode_image(pixel_values)
-        x = self.decoder(self.neck(features, state), tokens, mask, rngs=rngs)
-        logits = self.projector(x, state)
-        return resize(logits, (height, width), "bicubic", align_corners=True)
-
-    def prompt(
-        self, batch: int, input_ids: Int[AnyArray, "b t"] | None
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "b projection"], jax.Array | None]:
-        """Tokens, state, and where tokens may be read."""
-        if self.config.zero_prompt:
-            text, dtype = self.config.text, self.config.dtype
-            zeros = jnp.zeros((batch, text.context_length, text.width), dtype)
-            return zeros, jnp.zeros((batch, self.config.projection_dim), dtype), None
-        if input_ids is None:
-            raise ValueError("CRIS needs input_ids: it segments what a sentence names")
-        tokens, state = self.encode_text(input_ids)
-        return tokens, state, (jnp.asarray(input_ids) != 0)[:, None, None, :]
+        """Float32 logits of the mask that the sentence names."""
+        if text is None:
+            batch, sizes, dtype = image[0].shape[0], self.config.text, self.config.dtype
+            tokens = jnp.zeros((batch, sizes.context_length, sizes.width), dtype)
+            state, mask = jnp.zeros((batch, self.config.projection_dim), dtype), None
+        else:
+            tokens, state, readable = text
+            mask = readable[:, None, None, :]
+        x = self.decoder(self.neck(image, state), tokens, mask, rngs=rngs)
+        return resize(self.projector(x, state), size, "bicubic", align_corners=True)

@@ -1,7 +1,7 @@
 """What all networks have in common: the face that training, evaluation and prediction see."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -55,6 +55,27 @@ class Network(nnx.Module):
         """Whether a parameter of a checkpoint has no influence on the logits: training leaves it alone."""
         return False
 
+    @property
+    def reads_sentence(self) -> bool:
+        """Whether the logits depend on a sentence."""
+        return False
+
+    def encode_image(self, pixel_values: Float[AnyArray, "b height width 3"]) -> Any:
+        """What the decoder reads of normalised images: arrays in any nesting, the image their first axis."""
+        raise NotImplementedError
+
+    def encode_text(
+        self, input_ids: Int[AnyArray, "b t"], attention_mask: Int[AnyArray, "b t"] | None = None, *, rngs: Rngs = None
+    ) -> Any:
+        """What the decoder reads of sentences, in the same form."""
+        raise NotImplementedError
+
+    def decode(
+        self, image: Any, text: Any, size: tuple[int, int], *, rngs: Rngs = None
+    ) -> Float[Array, "b height width classes"]:
+        """Float32 logits at `size`, height and width, from what the encoders made; no `text` stands for zeros."""
+        raise NotImplementedError
+
     def __call__(
         self,
         pixel_values: Float[AnyArray, "b height width 3"],
@@ -67,8 +88,17 @@ class Network(nnx.Module):
 
         Args:
             pixel_values: normalised images.
-            input_ids: the tokens of a sentence; image-only networks ignore them.
+            input_ids: the tokens of a sentence; image-only networks, and others with `zero_prompt`, ignore them.
             attention_mask: 1 for tokens, 0 for padding.
             rngs: of dropout, in training mode; without them nothing is dropped.
+
+        Raises:
+            ValueError: a sentence is read and none is given, or the network cannot work at the images' size.
         """
-        raise NotImplementedError
+        text = None
+        if self.reads_sentence:
+            if input_ids is None:
+                raise ValueError(f"{type(self).__name__} needs input_ids: it segments what a sentence names")
+            text = self.encode_text(input_ids, attention_mask, rngs=rngs)
+        height, width = pixel_values.shape[1:3]
+        return self.decode(self.encode_image(pixel_values), text, (height, width), rngs=rngs)
