@@ -75,7 +75,7 @@ def base_config() -> ml_collections.ConfigDict:
     return config
 
 
-def reader_options(data: Any) -> dict[str, int]:
+def reader_options(data: Any) -> dict[str, Any]:
     """The fields of `config.data` that say who reads; raises UserError when one is negative."""
     options = {name: data[name] for name in ("num_workers", "num_threads")}
     for name, value in options.items():

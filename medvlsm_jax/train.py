@@ -2,17 +2,17 @@
 
     python -m medvlsm_jax.train --config=configs/clipseg.py:dataset=kvasir_polyp,prompt=p6 --workdir=DIR
 
-Start-up precedence: the workdir's own newest checkpoint, then `config.init`, then random weights.
+Start-up precedence: the workdir's own newest checkpoint, then that of `config.resume`, then `config.init`, then random
+weights. Exit status: 0 done, 75 stopped by a signal and saved (run it again), 130 the same by Ctrl-C, 2 an error.
 """
 
 import contextlib
-import signal
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import flags
@@ -24,24 +24,29 @@ from medvlsm_jax import atomic
 from medvlsm_jax.config import reader_options
 from medvlsm_jax.data.annotations import Record, check_classes, load_records, select_target, targets_of
 from medvlsm_jax.data.arrayrecord import check_stored_size
-from medvlsm_jax.data.cache import open_cache
+from medvlsm_jax.data.cache import Entries, open_cache
 from medvlsm_jax.data.facts import default_cache
+from medvlsm_jax.data.features import open_features
 from medvlsm_jax.data.integrity import verify
-from medvlsm_jax.data.pipeline import Loader, steps_per_epoch, train_batches
+from medvlsm_jax.data.pipeline import Loader, batch_records, steps_per_epoch, train_batches
 from medvlsm_jax.data.pools import mixing_weights, select_amount
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import overlay
 from medvlsm_jax.models import abstract_model
 from medvlsm_jax.models.parameters import Arrays
 from medvlsm_jax.training import sharding
-from medvlsm_jax.training.checkpoints import CHECKPOINTS, Checkpoints, load_model_tokenizer, write_description
+from medvlsm_jax.training.checkpoints import Checkpoints, Saved, load_model_tokenizer, write_description
+from medvlsm_jax.training.distributed import start_jax
+from medvlsm_jax.training.features import FrozenEncoder, encoder_outputs, num_bytes
+from medvlsm_jax.training.interruption import Interruption, catch_signals
 from medvlsm_jax.training.losses import find_loss
+from medvlsm_jax.training.monitor import FiniteGuard, Meter, Profiler
 from medvlsm_jax.training.optimizer import adamw, schedule_factor
-from medvlsm_jax.training.scoring import EvalStep, Fetch, score_records
-from medvlsm_jax.training.start import Source, find_source, start_state, training_graph
-from medvlsm_jax.training.state import make_eval_step, make_train_step
-from medvlsm_jax.training.summary import model_table
-from medvlsm_jax.writers import JsonlWriter, Progress, TensorBoardWriter, Writer, Writers
+from medvlsm_jax.training.scoring import EvalStep, Fetch, Interrupted, eval_batch_size, score_records
+from medvlsm_jax.training.start import RunProgress, Source, as_json, find_source, freezing, start_state, training_graph
+from medvlsm_jax.training.state import TrainState, abstract_batch, make_eval_step, make_train_step
+from medvlsm_jax.training.summary import model_table, training_flops
+from medvlsm_jax.writers import Progress, Writers, make_writers, split_names
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, float]:
@@ -58,14 +63,18 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         UserError: something in the config, the data or the workdir does not fit.
         SystemExit: SIGTERM or Ctrl-C came; a checkpoint was written first.
     """
+    start_jax(config)
     with contextlib.ExitStack() as stack:
         # --- Devices and input ---------------------------------------------------------------------------------------
+        interruption = stack.enter_context(catch_signals())
         workdir = Path(workdir)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         sharding.check_batch_size(config.batch_size, mesh, config.accumulation)
         reading_options = reader_options(config.data)
         if config.seed < 0:
             raise UserError(f"config.seed={config.seed}: give 0 or a larger number")
+        profiler = Profiler(config.profile, workdir)
+        split_names(config.writers)
         train_records = read_split(config, "train", workdir)
         val_records = read_split(config, "val", workdir, is_required=False)
         weights = mixing_weights(train_records, config.pool.weights, config.pool.temperature)
@@ -80,8 +89,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         check_stored_size([*train_records, *val_records], source.config.image_size)
         tokenizer = load_model_tokenizer(source.tokenizer, source.config)
         optimizer = adamw(weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
+        loss = find_loss(config.loss)
         state, progress = start_state(config, source, optimizer, mesh, checkpoints)
         first_step = int(state.step)
+        checkpoints.check_room(to_save(state, progress.to_json(), config), state.frozen)
         process = (jax.process_index(), jax.process_count())
         if process[0] == 0:
             write_description(workdir, source.config, tokenizer)
@@ -89,25 +100,28 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             counts = (len(train_records), len(val_records))
             print(model_table(abstract_model(source.config), state.trained))
             print(describe(config, source, mesh, counts, (first_step, total_steps)))
+        if source.kind != "checkpoint":
+            checkpoints.save_frozen(state.frozen)
 
-        # --- Compiled steps ------------------------------------------------------------------------------------------
-        loss = find_loss(config.loss)
-        train_step = make_train_step(
-            training_graph(config, source),
-            optimizer,
-            loss,
-            mesh,
-            state,
-            accumulation=config.accumulation,
-            seed=config.seed,
-        )
-        eval_step = make_eval_step(nnx.graphdef(abstract_model(source.config)), mesh, loss, probabilities=True)
+        def is_over(step: int) -> bool:
+            return step >= last_step or progress.early_stopping.should_stop(step // epoch_steps)
 
-        # --- Readers and writers -------------------------------------------------------------------------------------
+        def is_due_for_validation(step: int) -> bool:
+            return bool(val_records) and step > progress.validated and step % epoch_steps == 0
+
+        if is_over(first_step) and not is_due_for_validation(first_step):
+            return result(first_step, progress)
+
+        # --- Readers -------------------------------------------------------------------------------------------------
         image_size, num_records = source.config.image_size, len(train_records) + len(val_records)
-        num_records *= process[1]  # each process has a cache of its own, and all of them may be on one machine
-        cache = stack.enter_context(open_cache(config.data.cache, image_size, num_records))
-        reading = {"image_size": image_size, "classes": source.config.classes, "cache": cache}
+        local_processes = sharding.processes_on_this_host()  # each of them has caches of its own
+        cache = stack.enter_context(open_cache(config.data.cache, image_size, num_records * local_processes))
+        reading: dict[str, Any] = {"image_size": image_size, "classes": source.config.classes, "cache": cache}
+        encoder = None
+        if entries := stack.enter_context(feature_entries(config, source, num_records * local_processes)):
+            rows = config.batch_size // process[1]
+            encoder = FrozenEncoder(source.config, state.arrays(), mesh, entries, rows)
+            reading["features"] = encoder.cache
         loader = Loader(train_records, tokenizer, config.prompt, seed=config.seed, **reading)
         val_loader = Loader(val_records, tokenizer, config.prompt, **reading)
         reader = train_batches(
@@ -121,45 +135,107 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             **reading_options,
         )
         stack.enter_context(contextlib.closing(reader))
-        batches = sharding.prefetch(reader, mesh)
-        writers = stack.enter_context(contextlib.closing(make_writers(config, workdir, first_step)))
+        batches = sharding.prefetch(reader if encoder is None else map(encoder.complete, reader), mesh)
+
+        # --- Compiled steps ------------------------------------------------------------------------------------------
+        outputs = None if encoder is None else encoder.outputs
+        train_step = make_train_step(
+            training_graph(config, source),
+            optimizer,
+            loss,
+            mesh,
+            state,
+            accumulation=config.accumulation,
+            seed=config.seed,
+            ema=config.ema,
+        ).compile(state, abstract_batch(source.config, config.batch_size, mesh, outputs))
+        eval_step = make_eval_step(nnx.graphdef(abstract_model(source.config)), mesh, loss, probabilities=True)
+        if val_records:
+            rows = eval_batch_size(len(val_records), config.batch_size, mesh)
+            shapes = abstract_batch(source.config, rows, mesh, outputs)
+            eval_step = eval_step.lower(state.arrays(), shapes).compile()
+
+        # --- Writers -------------------------------------------------------------------------------------------------
+        writers = open_writers(config, source, workdir, first_step, progress.log)
+        stack.enter_context(contextlib.closing(writers))
         bar = Progress(total_steps, first_step, config.batch_size, is_shown=process[0] == 0)
         stack.enter_context(contextlib.closing(bar))
-        stop_signals = stack.enter_context(catch_signals())
-        guard = FiniteGuard(workdir)
+        guard = FiniteGuard(
+            workdir,
+            lambda step: [record.image.name for record in batch_records(loader, config.batch_size, step - 1, weights)],
+            checkpoints.latest,
+        )
+        flops = training_flops(source.config, **freezing(config), is_cached=encoder is not None)
+        meter = Meter(config.batch_size, flops * config.batch_size)
+        stack.enter_context(contextlib.closing(profiler))
 
         # --- Loop ----------------------------------------------------------------------------------------------------
-        step = first_step
-        while step < last_step and not stop_signals and not progress.early_stopping.should_stop(step // epoch_steps):
-            _, batch = next(batches)
+        step = saved_step = first_step
+        is_stopped = False
+        interruption.training_begins()
+        while True:
+            score = None
+            if is_due_for_validation(step) and not is_stopped:
+                guard.check()
+                try:
+                    results = validate(
+                        eval_step,
+                        state.arrays(),
+                        val_loader,
+                        encoder,
+                        mesh,
+                        config,
+                        writers,
+                        step,
+                        source.config.threshold,
+                        interruption,
+                    )
+                    score = results["val/dice"]
+                    progress.update(step, results["val/loss"], score)
+                    bar.line(f"epoch {step // epoch_steps}/{config.num_epochs}", results)
+                except Interrupted:
+                    is_stopped = True
+                meter.restart()
+
+            is_last = is_stopped or is_over(step)
+            is_due = config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
+            is_new = step > saved_step or score is not None
+            if is_new and (step % epoch_steps == 0 or is_due or is_last):
+                guard.check()
+                progress.log = writers.positions()
+                checkpoints.save(step, to_save(state, progress.to_json(), config), score)
+                saved_step = step
+            if is_last:
+                break
+
+            with meter.waiting():
+                _, batch = next(batches)
+            profiler.before(step)
             factor = schedule_factor(config.schedule, step, total_steps, config.warmup_steps)
             learning_rate = progress.plateau.learning_rate * factor
-            state, values = train_step(state, batch, jnp.float32(learning_rate))
+            state, values = train_step(state, batch, learning_rate)
             step += 1
+            meter.steps += 1
             guard.watch(step, values)
             bar.advance()
+            profiler.after(step, values)
             if step % config.log_every_steps == 0 or step % epoch_steps == 0:
                 guard.check()
-                logged = {f"train/{name}": float(value) for name, value in values.items()}
-                writers.scalars(step, logged | {"train/learning_rate": learning_rate})
+                logged = {name: float(value) for name, value in values.items()} | {"learning_rate": learning_rate}
+                logged = {f"train/{name}": value for name, value in (logged | meter.report()).items()}
+                writers.scalars(step, logged)
                 bar.show(step, logged)
+            is_stopped = interruption.is_heard(mesh)
+        checkpoints.wait()  # what follows may take its time, which a preemption does not give
 
-            score = None
-            if step % epoch_steps == 0 and val_records:
-                results = validate(
-                    eval_step, state.arrays(), val_loader, mesh, config, writers, step, source.config.threshold
-                )
-                score = results["val/dice"]
-                progress.update(results["val/loss"], score)
-                bar.line(f"epoch {step // epoch_steps}/{config.num_epochs}", results)
-            is_due = config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
-            if step % epoch_steps == 0 or is_due or step == last_step or stop_signals:
-                guard.check()
-                checkpoints.save(step, state.arrays(), state.opt_state, progress.to_json(), score)
-
-    if stop_signals:
+    if is_stopped:
         print(f"stopped at step {step} of {total_steps}: the same command continues from there", file=sys.stderr)
-        sys.exit(128 + stop_signals[0])
+        sys.exit(interruption.exit_status)
+    return result(step, progress)
+
+
+def result(step: int, progress: RunProgress) -> dict[str, float]:
+    """What `train` returns."""
     return {"step": float(step)} | ({} if progress.best_score is None else {"val_dice": progress.best_score})
 
 
@@ -178,29 +254,57 @@ def read_split(
     return select_amount(records, config.data_num, config.seed) if split == "train" else records
 
 
-def make_writers(config: ml_collections.ConfigDict, workdir: Path, first_step: int) -> Writers:
-    """The writers of a run, on the first process alone."""
-    if jax.process_index():
-        return Writers([])
-    writers: list[Writer] = [JsonlWriter(workdir / "metrics.jsonl", first_step)]
-    if "tensorboard" in config.writers.split("+"):
-        writers.append(TensorBoardWriter(workdir / "tensorboard", first_step))
-    return Writers(writers)
+def feature_entries(
+    config: ml_collections.ConfigDict, source: Source, num_records: int
+) -> contextlib.AbstractContextManager[Entries | None]:
+    """Where the outputs of the encoder are kept; nowhere when it is trained."""
+    if not freezing(config)["freeze_encoder"]:
+        return contextlib.nullcontext()
+    needed = num_bytes(encoder_outputs(source.config), num_records)
+    return open_features(config.features.cache, config.features.limit_gib, needed)
+
+
+def to_save(state: TrainState, progress: dict[str, Any], config: ml_collections.ConfigDict) -> Saved:
+    """What a checkpoint holds."""
+    return Saved({**state.trained, **state.stats}, state.opt_state, state.ema, progress, as_json(config))
+
+
+def open_writers(
+    config: ml_collections.ConfigDict, source: Source, workdir: Path, first_step: int, positions: dict[str, int]
+) -> Writers:
+    """The writers of a run; one that continues another workdir's starts with its log."""
+    is_first_process = jax.process_index() == 0
+    if source.kind == "resume" and is_first_process:
+        for name in positions:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(Path(config.resume) / name, workdir / name)
+    return make_writers(
+        config.writers,
+        workdir,
+        first_step,
+        positions=positions,
+        project=config.project,
+        config=as_json(config),
+        is_first_process=is_first_process,
+    )
 
 
 def validate(
     eval_step: EvalStep,
     arrays: Arrays,
     loader: Loader,
+    encoder: FrozenEncoder | None,
     mesh: Mesh,
     config: ml_collections.ConfigDict,
     writers: Writers,
     step: int,
     threshold: float,
+    interruption: Interruption,
 ) -> dict[str, float]:
     """Mean loss, Dice and IoU over the validation records; writes them, and overlays of the first few.
 
-    The means are over all records of a pool; each of its datasets has its own mean Dice as well.
+    The means are over all records of a pool; each of its datasets has its own mean Dice as well. When a signal comes,
+    Interrupted is raised and nothing is written.
     """
     pictures: list[np.ndarray] = []
 
@@ -211,7 +315,17 @@ def validate(
 
     # In threads: worker processes would have to start anew in every epoch, and by the second one the images are cached.
     threads = config.data.num_threads * max(1, config.data.num_workers)
-    values = score_records(eval_step, arrays, loader, mesh, config.batch_size, on_batch=draw, num_threads=threads)
+    values = score_records(
+        eval_step,
+        arrays,
+        loader,
+        mesh,
+        config.batch_size,
+        encoder=encoder,
+        on_batch=draw,
+        is_interrupted=lambda: interruption.is_heard(mesh),
+        num_threads=threads,
+    )
     results = {f"val/{name}": float(values[name].mean(dtype=np.float64)) for name in ("dice", "iou")}
     datasets = np.array([record.dataset for record in loader.records])
     for dataset in dict.fromkeys(datasets.tolist()) if len(set(datasets)) > 1 else ():
@@ -224,52 +338,6 @@ def validate(
     return results
 
 
-class FiniteGuard:
-    """Stops a run whose loss or gradient is not finite, before a checkpoint of it is written.
-
-    The values of a step are read when the next one is already under way, so that the device never waits.
-    """
-
-    def __init__(self, workdir: Path):
-        self.workdir = workdir
-        self.step, self.values = 0, {}
-
-    def watch(self, step: int, values: Mapping[str, jax.Array]) -> None:
-        """Checks the previous step and remembers this one."""
-        self.check()
-        self.step, self.values = step, dict(values)
-
-    def check(self) -> None:
-        """Raises UserError if a value that is being watched is not finite."""
-        bad = {name: float(value) for name, value in self.values.items() if not np.isfinite(float(value))}
-        if bad:
-            raise UserError(
-                f"training diverged at step {self.step}: {bad}; the last good checkpoint is in "
-                f"{self.workdir / CHECKPOINTS}. Lower config.learning_rate or use config.dtype=float32"
-            )
-
-
-@contextlib.contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """A list that receives SIGTERM (preemption) or SIGINT (Ctrl-C); a second Ctrl-C ends the program at once."""
-    received: list[int] = []
-
-    def remember(number: int, _: object) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        old = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: somebody else listens
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 def describe(
     config: ml_collections.ConfigDict,
     source: Source,
@@ -280,6 +348,7 @@ def describe(
     """What is about to run, in a few lines."""
     origin = {
         "checkpoint": f"continues at step {steps[0]}",
+        "resume": f"continues {source.folder} at step {steps[0]}",
         "init": f"from {source.folder}",
         "random": "from random weights",
     }

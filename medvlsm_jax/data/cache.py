@@ -1,9 +1,10 @@
-"""Decoded and resized examples, one file each, that threads, worker processes and later runs share."""
+"""Folders of arrays, a file an entry, that threads, worker processes and later runs share; decoded examples in one."""
 
 import contextlib
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from absl import logging
 from jaxtyping import UInt8
 
 from medvlsm_jax.data.annotations import Record
+from medvlsm_jax.data.files import File
 from medvlsm_jax.data.images import load_pair
 from medvlsm_jax.errors import UserError
 
@@ -32,10 +34,45 @@ def read_pair(record: Record, image: Pixels, mask: MaskPixels) -> None:
     image[:], mask[:] = load_pair(record.image, record.mask, len(image))
 
 
+class Entries:
+    """Arrays by name in a folder, which takes no more than `limit` bytes, and none when the disk is full."""
+
+    def __init__(self, folder: Path, limit: float = math.inf):
+        self.folder = folder
+        self.limit = limit
+        self.stored = 0 if limit == math.inf else sum(entry.stat().st_size for entry in os.scandir(folder))
+        self.is_full = False
+
+    def read(self, name: str, *arrays: np.ndarray) -> bool:
+        """Fills the arrays from an entry; false if there is none, or not a whole one."""
+        return read_arrays(os.path.join(self.folder, name), *arrays)
+
+    def write(self, name: str, *arrays: np.ndarray) -> None:
+        """Makes an entry of the arrays if there is room for it; a full disk ends the storing, not the run."""
+        size = sum(array.nbytes for array in arrays)
+        if self.is_full or self.stored + size > self.limit:
+            return
+        try:
+            write_arrays(os.path.join(self.folder, name), *arrays)
+            self.stored += size
+        except OSError as error:
+            self.is_full = True
+            logging.warning("the cache in %s takes no more (%s): what is not in it is made anew", self.folder, error)
+
+
+def entry_name(*parts: object) -> str:
+    """A file name that stands for all the parts."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
+
+
+def stamp(file: File) -> tuple[str, int, int]:
+    """Name, time of the last change in ns, and size of a file: what is made of it is new when one of them is."""
+    stat = file.stat()
+    return str(file), stat.st_mtime_ns, stat.st_size
+
+
 class ExampleCache:
     """Images and masks at one size, filled as they are read.
-
-    An entry is found by the paths, times and sizes of its two files: a file that changes is read anew.
 
     Attributes:
         folder: receives the entries.
@@ -45,34 +82,22 @@ class ExampleCache:
     def __init__(self, folder: Path, image_size: int):
         self.folder = folder
         self.image_size = image_size
+        self.entries = Entries(folder)
         self.names: dict[tuple[str, str], str] = {}  # so that a file is asked for its time once in each process
-        self.is_full = False
 
     def load(self, record: Record, image: Pixels, mask: MaskPixels) -> None:
         """Fills the arrays with the record's image and mask, from the cache if they are there; else stores them."""
-        path = os.path.join(self.folder, self.name(record))
-        if not read_arrays(path, image, mask):
+        name = self.name(record)
+        if not self.entries.read(name, image, mask):
             read_pair(record, image, mask)
-            self.store(path, image, mask)
+            self.entries.write(name, image, mask)
 
     def name(self, record: Record) -> str:
         """The entry's file name."""
         files = (str(record.image), str(record.mask))
         if files not in self.names:
-            stats = [file.stat() for file in (record.image, record.mask)]
-            parts = [self.image_size, *files, *((stat.st_mtime_ns, stat.st_size) for stat in stats)]
-            self.names[files] = hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
+            self.names[files] = entry_name(self.image_size, stamp(record.image), stamp(record.mask))
         return self.names[files]
-
-    def store(self, path: str, *arrays: np.ndarray) -> None:
-        """Writes an entry; a full disk ends the storing, not the run."""
-        if self.is_full:
-            return
-        try:
-            write_arrays(path, *arrays)
-        except OSError as error:
-            self.is_full = True
-            logging.warning("the image cache in %s takes no more (%s): other images are read anew", self.folder, error)
 
 
 def read_arrays(path: str, *arrays: np.ndarray) -> bool:
@@ -115,28 +140,44 @@ def open_cache(where: str, image_size: int, num_records: int) -> Iterator[Exampl
         UserError: the memory or the disk has not enough room, or the folder cannot be made.
     """
     needed = 4 * image_size**2 * num_records
-    memory = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
     if where in (AUTO, MEMORY):
-        remove_abandoned(memory)
+        remove_abandoned(memory())
     if where == AUTO:
-        where = MEMORY if needed <= AUTO_SHARE * shutil.disk_usage(memory).free else NONE
+        where = MEMORY if needed <= AUTO_SHARE * shutil.disk_usage(memory()).free else NONE
     if where == NONE:
         yield None
     elif where == MEMORY:
-        check_room(memory, needed, "take a folder on a disk, or 'none'")
-        # A reader that is still at work when a run breaks off may store its last image meanwhile.
-        made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=memory, ignore_cleanup_errors=True)
-        with made as folder, locked(Path(folder)):
-            yield ExampleCache(Path(folder), image_size)
+        check_room(memory(), needed, "take a folder on a disk, or 'none'")
+        with memory_folder() as folder:
+            yield ExampleCache(folder, image_size)
     else:
-        folder = Path(where)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"config.data.cache={where} cannot be made: {error.strerror}") from error
+        folder = make_folder(where, "config.data.cache")
         stored = sum(1 for _ in folder.iterdir()) * 4 * image_size**2
         check_room(folder, needed - stored, "take another folder, or 'none'")
         yield ExampleCache(folder, image_size)
+
+
+def memory() -> Path:
+    """Where shared memory appears as files."""
+    return SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+
+
+@contextlib.contextmanager
+def memory_folder() -> Iterator[Path]:
+    """A folder in shared memory, gone with the run."""
+    # A reader that is still at work when a run breaks off may store its last image meanwhile.
+    made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=memory(), ignore_cleanup_errors=True)
+    with made as folder, locked(Path(folder)):
+        yield Path(folder)
+
+
+def make_folder(where: str, field: str) -> Path:
+    """A folder that stays; raises UserError, naming the field that asked for it, when it cannot be made."""
+    try:
+        Path(where).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{field}={where} cannot be made: {error.strerror}") from error
+    return Path(where)
 
 
 def check_room(folder: Path, needed: int, advice: str) -> None:

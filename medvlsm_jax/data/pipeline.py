@@ -20,6 +20,7 @@ from grain.multiprocessing import SharedMemoryArray
 
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cache import ExampleCache, read_pair
+from medvlsm_jax.data.features import FeatureCache
 from medvlsm_jax.data.prompts import choose_prompt
 from medvlsm_jax.data.tokenizers import Tokenizer
 
@@ -39,6 +40,7 @@ class Loader:
         seed: of the draws among phrasings; None takes the first (evaluation).
         classes: of a network with several outputs; each record is of one of them (`check_classes`).
         cache: of decoded and resized images and masks.
+        features: of what frozen encoders make of images and sentences; its rows are added where it has them.
     """
 
     records: Sequence[Record]
@@ -48,6 +50,7 @@ class Loader:
     seed: int | None = None
     classes: tuple[str, ...] = ()
     cache: ExampleCache | None = None
+    features: FeatureCache | None = None
 
     def sentence(self, index: int, epoch: int = 0) -> str:
         """The sentence of a record in one pass over the data."""
@@ -71,6 +74,8 @@ class Loader:
             batch["input_ids"], batch["attention_mask"] = (np.stack(part) for part in zip(*tokens, strict=True))
         if self.classes:
             batch["class_index"] = np.array([self.classes.index(self.records[i].target) for i in indices], np.int32)
+        if self.features is not None:
+            self.features.look_up(batch, [self.records[index] for index in indices], new_array)
         return batch
 
 
@@ -110,6 +115,14 @@ def train_batches(
     own = own_rows(batch_size, process)
     batches = steps.map(lambda step: loader([(*order[step * batch_size + row], True) for row in own]))
     return read(batches, num_workers, num_threads)
+
+
+def batch_records(
+    loader: Loader, batch_size: int, step: int, weights: Mapping[str, float] | None = None
+) -> list[Record]:
+    """The records of all rows of the batch that is read at a step, by the loader's seed."""
+    order = training_order(loader.records, loader.seed or 0, weights)
+    return [loader.records[order[step * batch_size + row][0]] for row in range(batch_size)]
 
 
 def training_order(records: Sequence[Record], seed: int, weights: Mapping[str, float] | None = None) -> Any:

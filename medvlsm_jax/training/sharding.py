@@ -4,18 +4,24 @@ Axes ("data", "fsdp"): a batch is split over both, parameters and optimizer stat
 divisible axis.
 """
 
+import functools
+import socket
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from medvlsm_jax.errors import UserError
 
 AXES = ("data", "fsdp")
+# What a batch may hold in place of inputs.
+REPLACED = {"image_features": ("image",), "text_features": ("input_ids", "attention_mask")}
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
@@ -58,17 +64,20 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: parameter_sharding(leaf.shape, mesh), tree)
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows as its part of global arrays."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """This process's rows as its part of global arrays; what frozen encoders made of an input stands for it."""
+    names = set(batch)
+    for features, inputs in REPLACED.items():
+        names -= set(inputs) if features in batch else set()
+    put = functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
+    return {name: jax.tree.map(put, batch[name]) for name in batch if name in names}
 
 
 def prefetch(
-    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2
-) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
+    batches: Iterator[dict[str, Any]], mesh: Mesh, ahead: int = 2
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Each batch on the host and on the devices; the copies of the next `ahead` are already under way."""
-    waiting: deque[tuple[dict[str, np.ndarray], dict[str, jax.Array]]] = deque()
+    waiting: deque[tuple[dict[str, Any], dict[str, Any]]] = deque()
     for batch in batches:
         waiting.append((batch, put_batch(batch, mesh)))
         if len(waiting) > ahead:
@@ -87,3 +96,11 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None
     if batch_size < 1 or accumulation < 1 or batch_size % (mesh.size * accumulation):
         parts = f" x config.accumulation={accumulation}" if accumulation != 1 else ""
         raise UserError(f"config.batch_size={batch_size} is not a multiple of the {mesh.size} devices{parts}")
+
+
+def processes_on_this_host() -> int:
+    """How many processes of the run share this machine's memory."""
+    if jax.process_count() == 1:
+        return 1
+    own = np.int32(zlib.crc32(socket.gethostname().encode()) & 0x7FFFFFFF)
+    return int((multihost_utils.process_allgather(own) == own).sum())

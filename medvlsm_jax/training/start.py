@@ -1,4 +1,4 @@
-"""Where a run's model comes from: its own newest checkpoint, then `config.init`, then random weights."""
+"""Where a run starts: its own newest checkpoint, then `config.resume`'s, then `config.init`, then random weights."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 from flax import nnx
@@ -18,6 +19,7 @@ from medvlsm_jax.models.network import NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, split_model
 from medvlsm_jax.training.checkpoints import (
     Checkpoints,
+    Saved,
     abstract_arrays,
     load_pretrained,
     read_description,
@@ -27,13 +29,18 @@ from medvlsm_jax.training.optimizer import EarlyStopping, ReduceOnPlateau, set_t
 from medvlsm_jax.training.sharding import tree_shardings
 from medvlsm_jax.training.state import TrainState, new_state
 
+# What decides which example is read at which step, or which arrays there are: it must not change within a run.
+FIXED = ("dataset", "prompt", "model", "model_options", "image_size", "zero_prompt", "tokenizer", "target")
+FIXED += ("data_num", "pool", "seed", "batch_size")
+UNTOLD = ("resume", "init", "data_dir", "num_epochs", "max_steps", "distributed", "mesh", "data", "features")
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What a run trains, before any array is read."""
 
-    kind: str  # "checkpoint", "init" or "random"
-    folder: Path | None  # of the first two
+    kind: str  # "checkpoint", "resume", "init" or "random"
+    folder: Path | None  # of all but the last
     config: NetworkConfig
     tokenizer: str  # a folder or a hub id
 
@@ -58,6 +65,8 @@ def find_source(
     kind, folder = "random", None
     if latest is not None:
         kind, folder = "checkpoint", workdir
+    elif config.resume:
+        kind, folder = "resume", Path(config.resume)
     elif config.init:
         kind, folder = "init", Path(config.init)
     tokenizer = model_config.tokenizer
@@ -108,9 +117,12 @@ class RunProgress:
     plateau: ReduceOnPlateau
     early_stopping: EarlyStopping
     best_score: float | None = None
+    validated: int = 0  # the step of the last validation
+    log: dict[str, int] = dataclasses.field(default_factory=dict)  # bytes of each log file up to the checkpoint
 
-    def update(self, loss: float, score: float) -> None:
+    def update(self, step: int, loss: float, score: float) -> None:
         """Takes the results of one validation."""
+        self.validated = step
         self.plateau.update(loss)
         self.early_stopping.update(score)
         self.best_score = score if self.best_score is None else max(self.best_score, score)
@@ -125,13 +137,15 @@ class RunProgress:
             "plateau": finite(self.plateau, "scale", "best", "bad"),
             "early_stopping": finite(self.early_stopping, "best", "bad"),
             "best_score": self.best_score,
+            "validated": self.validated,
+            "log": self.log,
         }
 
     def restore(self, content: dict[str, Any]) -> None:
         """Takes the counters back."""
         self.plateau = dataclasses.replace(self.plateau, **content["plateau"])
         self.early_stopping = dataclasses.replace(self.early_stopping, **content["early_stopping"])
-        self.best_score = content["best_score"]
+        self.best_score, self.validated, self.log = (content[name] for name in ("best_score", "validated", "log"))
 
 
 def new_progress(config: ml_collections.ConfigDict) -> RunProgress:
@@ -159,25 +173,82 @@ def start_state(
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, RunProgress]:
-    """The state that training goes on from, every array made or restored in its sharding, and the counters."""
+    """The state that training goes on from, every array made or restored in its sharding, and the counters.
+
+    Raises:
+        UserError: nothing is left to train, a checkpoint cannot be read, or the config is not the one of its run.
+    """
     model = abstract_model(source.config)
     _, params, stats = split_model(model)
-    progress = new_progress(config)
-
-    def assemble(arrays: Arrays, opt_state: Any = None, step: int = 0) -> TrainState:
-        trained, frozen = split_trained(model, {name: arrays[name] for name in params}, **freezing(config))
-        if not trained:
-            raise UserError("nothing is left to train: config.freeze_encoder and config.freeze_decoder are both set")
-        return new_state(trained, frozen, {name: arrays[name] for name in stats}, optimizer, mesh, opt_state, step)
-
+    trained, frozen = split_trained(model, params, **freezing(config))
+    if not trained:
+        raise UserError("nothing is left to train: config.freeze_encoder and config.freeze_decoder are both set")
     if source.kind == "checkpoint":
-        step = checkpoints.latest() or 0
-        shapes = jax.eval_shape(lambda: assemble({**params, **stats}))
-        abstract = abstract_arrays({**params, **stats}, mesh)
-        arrays, opt_state, counters = checkpoints.load(step, abstract, abstract_arrays(shapes.opt_state, mesh))
-        progress.restore(counters)
-        return assemble(arrays, opt_state, step), progress
+        return continue_state(config, optimizer, mesh, checkpoints, (trained, frozen, stats))
+    if source.kind == "resume":
+        with Checkpoints(config.resume) as others:
+            return continue_state(config, optimizer, mesh, others, (trained, frozen, stats))
     if source.folder is not None:
-        return assemble(load_pretrained(source.folder, mesh, **model_overrides(config)).arrays), progress
-    arrays = initial_arrays(source.config, config.seed, shardings=lambda shapes: tree_shardings(shapes, mesh))
-    return assemble(arrays), progress
+        arrays = load_pretrained(source.folder, mesh, **model_overrides(config)).arrays
+    else:
+        arrays = initial_arrays(source.config, config.seed, shardings=lambda shapes: tree_shardings(shapes, mesh))
+    trained, frozen, stats = ({name: arrays[name] for name in group} for group in (trained, frozen, stats))
+    averages = copies(trained) if config.ema else None
+    return new_state(trained, frozen, stats, optimizer, mesh, ema=averages), new_progress(config)
+
+
+def continue_state(
+    config: ml_collections.ConfigDict,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    shapes: tuple[Arrays, Arrays, Arrays],
+) -> tuple[TrainState, RunProgress]:
+    """State and counters of the newest checkpoint that can be read; `shapes` are of trained, frozen and statistics."""
+    trained, frozen, stats = shapes
+
+    def abstract(old_config: dict[str, Any]) -> Saved:
+        check_unchanged(config, old_config, checkpoints.workdir)
+        ema = trained if old_config["ema"] else {}
+        trees = ({**trained, **stats}, jax.eval_shape(optimizer.init, trained), ema)
+        arrays, opt_state, ema = (abstract_arrays(tree, mesh) for tree in trees)
+        return Saved(arrays, opt_state, ema)
+
+    step, saved, frozen = checkpoints.load_newest(abstract, abstract_arrays(frozen, mesh))
+    trained, stats = ({name: saved.arrays[name] for name in group} for group in (trained, stats))
+    averages = (saved.ema or copies(trained)) if config.ema else None
+    progress = new_progress(config)
+    progress.restore(saved.progress)
+    return new_state(trained, frozen, stats, optimizer, mesh, saved.opt_state, step, averages), progress
+
+
+def copies(arrays: Arrays) -> Arrays:
+    """Arrays of their own with the same values, for a step consumes its state."""
+    return jax.tree.map(jnp.copy, arrays)
+
+
+def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A config as json values."""
+    return json.loads(config.to_json_best_effort())
+
+
+def check_unchanged(config: ml_collections.ConfigDict, old: dict[str, Any], folder: Path) -> None:
+    """Says which fields differ from those that a checkpoint was written with.
+
+    Raises:
+        UserError: one of them says which example is read at which step, or what the arrays are.
+    """
+    new = as_json(config)
+    changed = {name: (old.get(name), value) for name, value in new.items() if name in old and old[name] != value}
+    wrong = {name: values for name, values in changed.items() if name in FIXED}
+    if freezing(ml_collections.ConfigDict(old)) != freezing(config):
+        wrong |= {name: changed[name] for name in ("init", "freeze_encoder", "freeze_decoder") if name in changed}
+    if wrong:
+        listed = ", ".join(f"{name} was {before!r} and is {after!r}" for name, (before, after) in wrong.items())
+        raise UserError(
+            f"{folder} holds a run of another config: {listed}. Give the old values (they are in its config.json), or "
+            "another --workdir, where --config.init may name this one to start from its weights"
+        )
+    if told := {name: values for name, values in changed.items() if name not in UNTOLD}:
+        listed = ", ".join(f"{name} {before!r} -> {after!r}" for name, (before, after) in told.items())
+        print(f"continues with a changed config: {listed}")

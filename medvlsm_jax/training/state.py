@@ -1,6 +1,6 @@
 """The train state and the functions that jit compiles: one training step, one evaluation step."""
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 
 from medvlsm_jax.evaluation.metrics import dice_and_iou
 from medvlsm_jax.models.layers import normalize_pixels
-from medvlsm_jax.models.network import Network
+from medvlsm_jax.models.network import Network, NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
 from medvlsm_jax.training.losses import Loss
-from medvlsm_jax.training.sharding import batch_sharding, replicated, tree_shardings
+from medvlsm_jax.training.sharding import REPLACED, batch_sharding, replicated, tree_shardings
 
 
 class TrainState(NamedTuple):
@@ -27,13 +27,63 @@ class TrainState(NamedTuple):
     frozen: Arrays  # parameters that are not
     stats: Arrays  # running statistics
     opt_state: Any
+    ema: Arrays  # moving averages of `trained`; empty without them
 
     def arrays(self) -> Arrays:
-        """All of the model: what an evaluation and a checkpoint need."""
-        return {**self.trained, **self.frozen, **self.stats}
+        """All of the model that is evaluated: averages stand for the parameters that have one."""
+        return {**self.trained, **self.frozen, **self.stats, **self.ema}
 
 
-Step = Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+Batch = dict[str, Any]  # name -> array, or several
+Values = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """`(state, batch, learning_rate) -> (state, values)`, jitted; the old state must not be used again.
+
+    Its frozen parameters may: they are neither donated nor handed through.
+    """
+
+    step: Any  # what jit made of (state, frozen, batch, learning_rate), or compiled
+
+    def __call__(self, state: TrainState, batch: Batch, learning_rate: Any) -> tuple[TrainState, Values]:
+        new, values = self.step(state._replace(frozen={}), state.frozen, batch, np.float32(learning_rate))
+        return new._replace(frozen=state.frozen), values
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        """The step as jax lowers it for arrays, or shapes, like these."""
+        rate = jax.ShapeDtypeStruct((), jnp.float32)
+        return self.step.lower(state._replace(frozen={}), state.frozen, batch, rate)
+
+    def compile(self, state: TrainState, batch: Batch) -> "TrainStep":
+        """The step compiled for arrays, or shapes, like these; it takes no others."""
+        return TrainStep(self.lower(state, batch).compile())
+
+
+def abstract_batch(config: NetworkConfig, rows: int, mesh: Mesh, outputs: Batch | None = None) -> Batch:
+    """Shapes and shardings of a batch of so many rows; `outputs` of frozen encoders stand for what they are made of."""
+    size = config.image_size
+    shapes: Batch = {
+        "image": ((size, size, 3), jnp.uint8),
+        "mask": ((size, size, 1), jnp.uint8),
+        "index": ((), jnp.int32),
+        "valid": ((), jnp.bool_),
+    }
+    if config.text is not None:
+        shapes |= dict.fromkeys(("input_ids", "attention_mask"), ((config.text.context_length,), jnp.int32))
+    if config.classes:
+        shapes["class_index"] = ((), jnp.int32)
+    for kind in outputs or {}:
+        for name in REPLACED[f"{kind}_features"]:
+            del shapes[name]
+
+    def leaf(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_sharding(mesh))
+
+    batch = {name: leaf(*shape) for name, shape in shapes.items()}
+    features = {f"{kind}_features": tree for kind, tree in (outputs or {}).items()}
+    return batch | jax.tree.map(lambda x: leaf(x.shape[1:], x.dtype), features)
 
 
 def new_state(
@@ -44,22 +94,29 @@ def new_state(
     mesh: Mesh,
     opt_state: Any = None,
     step: int = 0,
+    ema: Arrays | None = None,
 ) -> TrainState:
     """A state at `step`; without an `opt_state` the optimizer starts afresh, its state sharded like the parameters."""
     if opt_state is None:
         shardings = tree_shardings(jax.eval_shape(optimizer.init, trained), mesh)
         opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trained)
     # On the mesh like everything else: an array elsewhere would make the second step compile again.
-    return TrainState(jax.device_put(np.int32(step), replicated(mesh)), trained, frozen, stats, opt_state)
+    count = jax.make_array_from_callback((), replicated(mesh), lambda _: np.int32(step))
+    return TrainState(count, trained, frozen, stats, opt_state, ema or {})
 
 
-def forward(
-    model: Network, batch: dict[str, jax.Array], rngs: nnx.Rngs | None = None
-) -> Float[Array, "b height width 1"]:
-    """Logits for a batch of uint8 images and tokens; of several classes, those of the one that each record asks for."""
+def forward(model: Network, batch: Batch, rngs: nnx.Rngs | None = None) -> Float[Array, "b height width 1"]:
+    """Logits for a batch of uint8 images and tokens; of several classes, those of the one that each record asks for.
+
+    Where the batch holds what frozen encoders made of them (`features.py`), the decoder alone is run.
+    """
     config = model.config
-    pixel_values = normalize_pixels(batch["image"], config.pixel_mean, config.pixel_std)
-    logits = model(pixel_values, batch.get("input_ids"), batch.get("attention_mask"), rngs=rngs)
+    if "image_features" in batch:
+        height, width = batch["mask"].shape[1:3]
+        logits = model.decode(batch["image_features"], batch.get("text_features"), (height, width), rngs=rngs)
+    else:
+        pixel_values = normalize_pixels(batch["image"], config.pixel_mean, config.pixel_std)
+        logits = model(pixel_values, batch.get("input_ids"), batch.get("attention_mask"), rngs=rngs)
     if "class_index" not in batch:
         return logits
     return jnp.take_along_axis(logits, batch["class_index"][:, None, None, None], axis=-1)
@@ -74,8 +131,9 @@ def make_train_step(
     *,
     accumulation: int = 1,
     seed: int = 0,
-) -> Step:
-    """Compiles `(state, batch, learning_rate) -> (state, metrics)`; the state's buffers are donated.
+    ema: float = 0.0,
+) -> TrainStep:
+    """The training step; its values are the loss and the norms of gradient and trained parameters.
 
     Args:
         graphdef: the model's graph, in training mode.
@@ -86,10 +144,11 @@ def make_train_step(
         accumulation: parts that a batch is cut into and worked through one after another, to save memory; BatchNorm
             sees one part at a time.
         seed: of dropout, whose masks are a function of it, the step and the part.
+        ema: decay of the state's moving averages.
     """
 
     def loss_of(
-        trained: Arrays, frozen: Arrays, stats: Arrays, batch: dict[str, jax.Array], key: jax.Array
+        trained: Arrays, frozen: Arrays, stats: Arrays, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, Arrays]]:
         """The weighted sum over images; the sum of the weights, and the new statistics."""
         model = merge_model(graphdef, {**trained, **frozen, **stats})
@@ -98,15 +157,15 @@ def make_train_step(
         weights = loss.weights(target)
         return (loss(logits, target) * weights).sum(), (weights.sum(), split_model(model)[2])
 
-    def gradients(state: TrainState, batch: dict[str, jax.Array]) -> tuple[jax.Array, Arrays, Arrays]:
+    def gradients(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[jax.Array, Arrays, Arrays]:
         """The mean loss over the images that count, its gradient, and the new statistics."""
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def add_part(total: Any, numbered: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[Any, None]:
+        def add_part(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             sums, stats = total
             number, part = numbered
             (value, (weight, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.trained, state.frozen, stats, part, jax.random.fold_in(key, number)
+                state.trained, frozen, stats, part, jax.random.fold_in(key, number)
             )
             return (jax.tree.map(jnp.add, sums, (value, weight, grads)), stats), None
 
@@ -121,38 +180,45 @@ def make_train_step(
         return value, grads, stats
 
     def train_step(
-        state: TrainState, batch: dict[str, jax.Array], learning_rate: jax.Array
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        value, grads, stats = gradients(state, batch)
+        state: TrainState, frozen: Arrays, batch: Batch, learning_rate: jax.Array
+    ) -> tuple[TrainState, Values]:
+        value, grads, stats = gradients(state, frozen, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
         trained = jax.tree.map(lambda p, u: p - learning_rate * u, state.trained, updates)
-        new = state._replace(step=state.step + 1, trained=trained, stats=stats, opt_state=opt_state)
-        return new, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        averages = move_averages(state.ema, trained, ema, state.step)
+        new = TrainState(state.step + 1, trained, {}, stats, opt_state, averages)
+        return new, {"loss": value, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(trained)}
 
-    shardings = tree_shardings(state, mesh)
-    return jax.jit(
-        train_step,
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
+    shardings = tree_shardings(state._replace(frozen={}), mesh)
+    return TrainStep(
+        jax.jit(
+            train_step,
+            in_shardings=(shardings, tree_shardings(state.frozen, mesh), batch_sharding(mesh), replicated(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
+            donate_argnums=0,
+        )
     )
 
 
-def cut(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
+def move_averages(averages: Arrays, trained: Arrays, decay: float, step: jax.Array) -> Arrays:
+    """Moves averages towards the parameters; the first steps by more, as TensorFlow's ExponentialMovingAverage does."""
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return {name: kept * average + (1 - kept) * trained[name] for name, average in averages.items()}
+
+
+def cut(batch: Batch, parts: int) -> Batch:
     """(B, ...) to (parts, B / parts, ...); every device keeps its own rows."""
-    return {name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def make_eval_step(
-    graphdef: nnx.GraphDef, mesh: Mesh, loss: Loss | None = None, *, probabilities: bool = False
-) -> Callable[[Arrays, dict[str, jax.Array]], dict[str, jax.Array]]:
+def make_eval_step(graphdef: nnx.GraphDef, mesh: Mesh, loss: Loss | None = None, *, probabilities: bool = False) -> Any:
     """Compiles `(arrays, batch) -> values of each image`: index, valid, dice, iou, and if one is given loss and weight.
 
     They are replicated, so that every process can read all of them; the map called `probability`, on request, stays
-    where its rows are.
+    where its rows are. The result is what jit makes, and can be lowered.
     """
 
-    def eval_step(arrays: Arrays, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def eval_step(arrays: Arrays, batch: Batch) -> Values:
         model = merge_model(graphdef, arrays)
         logits = forward(model, batch)
         target = batch["mask"].astype(jnp.float32)

@@ -1,13 +1,15 @@
 """What a model is, as a table: its modules, their parameters, and what an image costs."""
 
 from collections.abc import Container
+from typing import Any
 
 import jax
 
 from medvlsm_jax.evaluation.report import table
-from medvlsm_jax.models import input_shapes, network_of
-from medvlsm_jax.models.network import Network
+from medvlsm_jax.models import abstract_model, input_shapes, network_of
+from medvlsm_jax.models.network import Network, NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, count, merge_model, split_model, undotted
+from medvlsm_jax.training.features import encode, encoder_inputs
 
 
 def model_table(model: Network, trained: Container[str]) -> str:
@@ -52,3 +54,27 @@ def flops_per_image(model: Network) -> float:
 
     costs = jax.jit(logits).lower({**params, **stats}, *input_shapes(model.config)).cost_analysis()
     return float((costs or {}).get("flops", float("nan")))
+
+
+def encoder_flops(model: Network, kind: str) -> float:
+    """The same for the encoder of one kind, `image` or `text`."""
+    graphdef, params, stats = split_model(model)
+
+    def outputs(arrays: Arrays, *inputs: jax.Array) -> Any:
+        return encode(merge_model(graphdef, arrays), kind, *inputs)
+
+    costs = jax.jit(outputs).lower({**params, **stats}, *encoder_inputs(model)[kind]).cost_analysis()
+    return float((costs or {}).get("flops", float("nan")))
+
+
+def training_flops(config: NetworkConfig, *, freeze_encoder: bool, freeze_decoder: bool, is_cached: bool) -> float:
+    """Floating-point operations that a training step needs for one image; what is recomputed does not count.
+
+    A gradient costs twice the forward pass: once for what comes before, once for the parameters. A frozen encoder needs
+    neither, and one whose outputs are cached no forward pass; a frozen decoder needs the first.
+    """
+    model = abstract_model(config)
+    encoder = sum(encoder_flops(model, kind) for kind in encoder_inputs(model))
+    decoder = flops_per_image(model) - encoder
+    times_encoder = 0 if is_cached else 1 if freeze_encoder else 3
+    return times_encoder * encoder + (2 if freeze_decoder else 3) * decoder

@@ -115,7 +115,7 @@ def test_a_full_disk_ends_the_storing_and_not_the_run(record, reads, tmp_path, m
     monkeypatch.setattr(os, "writev", lambda file, _: os.write(file, bytes(room.pop() if room else 0)))
     for _ in range(3):
         assert_same(load(cache, record), pixels(record))
-    assert cache.is_full
+    assert cache.entries.is_full
     assert len(reads) == 3  # what was cut is not taken for an entry
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from medvlsm_jax.models.parameters import merge_model, split_model
 from medvlsm_jax.training import checkpoints as module
 from medvlsm_jax.training.checkpoints import (
     Checkpoints,
+    Saved,
     abstract_arrays,
     load,
     load_pretrained,
@@ -171,15 +173,25 @@ def test_a_run_that_ended_before_its_first_checkpoint_says_so(network, tmp_path)
 
 # --- Checkpoints of a run ---------------------------------------------------------------------------------------------
 
-MOMENT = {"moment": np.zeros(3, np.float32)}  # stands for an optimizer state
+
+def saved(arrays, opt_state=None, ema=None, progress=None) -> Saved:
+    moment = {"moment": np.zeros(3, np.float32)}  # stands for an optimizer state
+    return Saved(arrays, moment if opt_state is None else opt_state, ema or {}, progress or {}, {"seed": 1})
 
 
 def save_steps(workdir: Path, scores: dict[int, float | None]) -> None:
     """A checkpoint a step, whose array holds the step."""
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, is_writer=True) as checkpoints:
         for step, score in scores.items():
-            array = jnp.full(3, step, jnp.float32)
-            checkpoints.save(step, {"x": array}, {"moment": array + 0.5}, {"step": step}, score)
+            checkpoints.save(step, saved({"x": jnp.full(3, step, jnp.float32)}, progress={"step": step}), score)
+
+
+def load_newest(checkpoints: Checkpoints, mesh, like: Saved, frozen=None) -> tuple[int, Saved, dict]:
+    def abstract(config: dict) -> Saved:
+        assert config == {"seed": 1}
+        return Saved(*(abstract_arrays(tree, mesh) for tree in (like.arrays, like.opt_state, like.ema)))
+
+    return checkpoints.load_newest(abstract, abstract_arrays(frozen or {}, mesh))
 
 
 def kept(workdir: Path) -> list[int]:
@@ -189,41 +201,57 @@ def kept(workdir: Path) -> list[int]:
 @pytest.mark.parametrize(
     ("scores", "steps", "best"),
     [
-        ({1: 0.1, 2: 0.5, 3: 0.2, 4: 0.3}, [2, 4], 2),
-        ({1: 0.1, 2: 0.5, 3: 0.7}, [3], 3),
-        ({1: 0.1, 2: 0.5, 3: None, 4: None}, [2, 4], 2),
-        ({1: None, 2: None}, [2], 2),
-        ({1: 0.0, 2: None}, [1, 2], 1),
+        ({1: 0.1, 2: 0.5, 3: 0.2, 4: 0.3}, [2, 3, 4], 2),
+        ({1: 0.1, 2: 0.5, 3: 0.7}, [2, 3], 3),
+        ({1: 0.1, 2: 0.5, 3: None, 4: None}, [2, 3, 4], 2),
+        ({1: None, 2: None, 3: None}, [2, 3], 3),
+        ({1: 0.0, 2: None, 3: None}, [1, 2, 3], 1),
     ],
 )
-def test_the_best_and_the_latest_checkpoint_are_kept(tmp_path, scores, steps, best):
+def test_the_best_and_the_latest_two_checkpoints_are_kept(tmp_path, scores, steps, best):
     save_steps(tmp_path, scores)
     assert kept(tmp_path) == steps
     with Checkpoints(tmp_path) as checkpoints:
         assert (checkpoints.latest(), checkpoints.best()) == (steps[-1], best)
 
 
-def test_a_checkpoint_comes_back_with_optimizer_state_and_progress(tmp_path, mesh_of):
+def test_a_checkpoint_comes_back_with_all_that_continues(tmp_path, mesh_of):
     progress = {"best": 1 / 3, "rates": [1e-7, 2e300], "name": "p6", "none": None}
     arrays = {"x": jnp.arange(3.0) / 7, "y": jnp.int32(5)}
     opt_state = adamw(weight_decay=0.0, max_grad_norm=1.0).init(arrays)
+    whole = saved(arrays, opt_state, {"x": jnp.arange(3.0)}, progress)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(7, arrays, opt_state, progress, None)
+        checkpoints.save(7, whole, None)
         checkpoints.wait()
-        loaded = checkpoints.load(7, abstract_arrays(arrays, mesh_of(2)), abstract_arrays(opt_state, mesh_of(2)))
-    assert jax.tree.structure(loaded[:2]) == jax.tree.structure((arrays, opt_state))
-    jax.tree.map(np.testing.assert_array_equal, loaded[:2], (arrays, opt_state))
-    assert loaded[2] == progress
+        step, loaded, frozen = load_newest(checkpoints, mesh_of(2), whole)
+    assert (step, frozen) == (7, {})
+    assert jax.tree.structure(loaded.items()) == jax.tree.structure(whole.items())
+    jax.tree.map(np.testing.assert_array_equal, loaded.items(), whole.items())
+    assert (loaded.progress, loaded.config) == (progress, {"seed": 1})
 
 
 def test_what_was_saved_on_one_device_is_restored_on_fsdp_8(tmp_path, mesh_of):
     arrays = {"x": jnp.arange(64.0).reshape(8, 8)}
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, jax.device_put(arrays, tree_shardings(arrays, mesh_of(1))), MOMENT, {}, None)
+        checkpoints.save(1, saved(jax.device_put(arrays, tree_shardings(arrays, mesh_of(1)))), None)
         checkpoints.wait()
         loaded = checkpoints.load_arrays(1, abstract_arrays(arrays, mesh_of(1, 8)))["x"]
     np.testing.assert_array_equal(loaded, arrays["x"])
     assert {shard.data.shape for shard in loaded.addressable_shards} == {(1, 8)}
+
+
+def test_what_is_frozen_is_written_once_and_an_average_stands_for_its_parameter(tmp_path, mesh_of):
+    frozen, trained, average = {"f": jnp.arange(4.0)}, {"x": jnp.ones(3), "y": jnp.zeros(2)}, {"x": jnp.full(3, 0.5)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_frozen(frozen)
+        checkpoints.save(1, saved(trained, ema=average), None)
+        checkpoints.wait()
+        loaded = checkpoints.load_arrays(1, abstract_arrays({**frozen, **trained}, mesh_of(2)))
+        assert load_newest(checkpoints, mesh_of(2), saved(trained, ema=average), frozen)[2].keys() == {"f"}
+    jax.tree.map(np.testing.assert_array_equal, loaded, {**frozen, **trained, **average})
+    shutil.rmtree(tmp_path / "frozen")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="frozen is missing: the checkpoints"):
+        checkpoints.load_arrays(1, abstract_arrays({**frozen, **trained}, mesh_of(2)))
 
 
 def test_a_checkpoint_is_of_its_step_though_its_buffers_are_donated_meanwhile(tmp_path, mesh_of):
@@ -232,7 +260,7 @@ def test_a_checkpoint_is_of_its_step_though_its_buffers_are_donated_meanwhile(tm
     state = jax.device_put(arrays, tree_shardings(arrays, mesh))
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, MOMENT, {}, None)
+        checkpoints.save(1, saved(state), None)
         for _ in range(3):
             state = step(state)
         jax.block_until_ready(state)
@@ -245,7 +273,7 @@ def test_a_step_that_is_saved_twice_holds_what_came_last(tmp_path, mesh_of):
     with Checkpoints(tmp_path) as checkpoints:
         for value in (1.0, 2.0):
             array = {"x": jnp.full(3, value)}
-            checkpoints.save(4, array, MOMENT, {"value": value}, None)
+            checkpoints.save(4, saved(array, progress={"value": value}), None)
             checkpoints.wait()
         assert float(checkpoints.load_arrays(4, abstract_arrays(array, mesh_of(1)))["x"][0]) == 2.0
 
@@ -257,9 +285,46 @@ def test_what_a_killed_run_left_half_written_is_ignored(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert (checkpoints.latest(), checkpoints.best()) == (1, 1)
     save_steps(tmp_path, {2: math.pi / 4})
-    assert kept(tmp_path) == [2]
+    assert kept(tmp_path) == [1, 2]
 
 
 def test_a_workdir_without_checkpoints_has_no_latest(tmp_path):
     with Checkpoints(tmp_path / "new") as checkpoints:
         assert checkpoints.latest() is None
+
+
+# --- Disks that fail --------------------------------------------------------------------------------------------------
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, empty, halve])
+@pytest.mark.parametrize("which", ["largest", "_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"])
+def test_when_the_newest_checkpoint_cannot_be_read_the_one_before_it_is_taken(tmp_path, mesh_of, capsys, which, harm):
+    save_steps(tmp_path, {1: None, 2: None})
+    newest = tmp_path / "checkpoints" / "2"
+    files = sorted((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    for path in files[-1:] if which == "largest" else [path for path in files if path.name == which]:
+        harm(path)
+    like = saved({"x": jnp.ones(3)})
+    with Checkpoints(tmp_path, is_writer=True) as checkpoints:
+        try:
+            step, loaded, _ = load_newest(checkpoints, mesh_of(1), like)
+        except BaseException as error:
+            raise AssertionError(repr(error)[:300]) from None
+        if step == 2:  # what was harmed is a copy or can be done without
+            np.testing.assert_array_equal(loaded.arrays["x"], np.full(3, 2.0))
+            return
+        assert (step, loaded.progress) == (1, {"step": 1})
+        np.testing.assert_array_equal(loaded.arrays["x"], np.ones(3))
+        assert checkpoints.latest() == 1
+        checkpoints.save(2, like, None)
+    assert kept(tmp_path) == [1, 2]
+    assert (tmp_path / "unreadable" / "2").is_dir()
+    assert f"warning: {newest} cannot be read" in capsys.readouterr().err

@@ -169,8 +169,9 @@ def test_a_new_runs_infinities_survive_json(config):
 def test_progress_comes_back_as_it_was(config):
     progress, restored = new_progress(config), new_progress(config)
     rng = np.random.default_rng(0)
-    for _ in range(9):
-        progress.update(float(rng.uniform()), float(rng.uniform()))
+    progress.log = {"metrics.jsonl": 123}
+    for step in range(9):
+        progress.update(step, float(rng.uniform()), float(rng.uniform()))
     restored.restore(json.loads(json.dumps(progress.to_json(), allow_nan=False)))
     assert restored == progress
     assert progress.plateau.learning_rate < config.learning_rate
@@ -178,6 +179,6 @@ def test_progress_comes_back_as_it_was(config):
 
 def test_the_best_score_never_falls(config):
     progress = new_progress(config)
-    for score, best in [(0.0, 0.0), (0.4, 0.4), (0.3, 0.4)]:
-        progress.update(1.0, score)
+    for step, score, best in [(1, 0.0, 0.0), (2, 0.4, 0.4), (3, 0.3, 0.4)]:
+        progress.update(step, 1.0, score)
         assert progress.best_score == best

@@ -38,7 +38,7 @@ def run(network, mesh_of, batches):
             for batch in batches:
                 state, values = step(state, put_batch(batch, mesh), jnp.float32(RATE))
                 metrics.append({name: float(value) for name, value in values.items()})
-        compilations = step._cache_size()
+        compilations = step.step._cache_size()
         return SimpleNamespace(first=first, last=state, metrics=metrics, compilations=compilations)
 
     return take_steps
@@ -97,12 +97,16 @@ def test_a_step_compiles_once(run):
     assert [run(2).compilations, run(2, 4).compilations, run(2, accumulation=4).compilations] == [1, 1, 1]
 
 
-def test_the_old_state_is_donated(run):
-    assert all(array.is_deleted() for array in jax.tree.leaves(run(2).first))
+def test_the_old_state_is_donated_but_for_what_is_frozen(run):
+    first = run(2).first
+    assert all(array.is_deleted() for array in jax.tree.leaves(first._replace(frozen={})))
+    assert first.frozen
+    assert not any(array.is_deleted() for array in first.frozen.values())
 
 
 def test_the_state_keeps_its_shardings(run, mesh_of):
     state = run(2, 4).last
+    assert state.frozen
     expected = tree_shardings(state, mesh_of(2, 4))
     kept = jax.tree.map(lambda leaf, sharding: leaf.sharding.is_equivalent_to(sharding, leaf.ndim), state, expected)
     assert all(jax.tree.leaves(kept))
