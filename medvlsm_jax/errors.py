@@ -1,9 +1,14 @@
 """The one exception meant for the person at the terminal, and how a program reports it."""
 
+import os
 import sys
+import threading
 from collections.abc import Callable
 
 from absl import app, flags, logging
+
+
+PATIENCE = 30.0  # seconds
 
 
 class UserError(Exception):
@@ -24,5 +29,9 @@ def run_program(main: Callable[[list[str]], None]) -> None:
     try:
         app.run(quiet)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        # At exit jax waits for the other processes of a run, for minutes if they wait for this one.
+        timer = threading.Timer(PATIENCE, os._exit, [2])
+        timer.daemon = True
+        timer.start()
         sys.exit(2)

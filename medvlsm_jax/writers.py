@@ -330,7 +330,7 @@ class Progress:
         text = f"{head}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         if self.prints_lines:
             print(text, flush=True)
-        else:
+        elif not self.bar.disable:
             self.bar.write(text)
 
     def close(self) -> None:

@@ -37,7 +37,12 @@ def define_flags() -> None:
     """The flags that only this benchmark has."""
     flags.DEFINE_string("data_dir", "", "Holds --dataset, whose training images are read; empty draws some JPEGs.")
     flags.DEFINE_string("dataset", "kvasir_polyp", "In --data_dir.")
-    flags.DEFINE_integer("num_images", 1600, "In an epoch; fewer images are repeated under other names.", lower_bound=1)
+    flags.DEFINE_integer(
+        "num_images",
+        None,
+        "In an epoch: by default 1600, for train 120; fewer are repeated.",
+        lower_bound=1,
+    )
     flags.DEFINE_integer("image_size", 352, "Side of the square, in pixels.", lower_bound=1)
     flags.DEFINE_integer("num_workers", os.cpu_count(), "Worker processes of either side.", lower_bound=1)
 

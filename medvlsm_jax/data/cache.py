@@ -167,7 +167,7 @@ def memory_folder() -> Iterator[Path]:
     """A folder in shared memory, gone with the run."""
     # A reader that is still at work when a run breaks off may store its last image meanwhile.
     made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=memory(), ignore_cleanup_errors=True)
-    with made as folder, locked(Path(folder)):
+    with made as folder, locked(Path(folder), waits=True):
         yield Path(folder)
 
 
@@ -194,18 +194,19 @@ def remove_abandoned(memory: Path) -> None:
     """Frees the shared memory of runs that were killed."""
     for folder in memory.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError), locked(folder):  # else it is in use, another user's, or gone
-            shutil.rmtree(folder, ignore_errors=True)
+            if any(folder.iterdir()):  # else it may have been made just now, and is about to be locked
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder's lock, which the kernel takes back however a process ends; raises OSError if another has it.
+def locked(folder: Path, *, waits: bool = False) -> Iterator[None]:
+    """Holds a folder's lock, which the kernel takes back however a process ends; waits, or raises OSError, for another.
 
     A process id would not do: a container that starts again gives the same one, and another container has its own.
     """
     file = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(file)

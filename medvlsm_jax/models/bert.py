@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from medvlsm_jax.models.layers import AnyArray, Block, Dropout, Linear, Rngs, embedding_init, layer_norm
+from medvlsm_jax.models.layers import AnyArray, Block, Dropout, Linear, Rngs, embedding_init, layer_norm, rematerialized
 from medvlsm_jax.models.network import TextConfig
 
 EPSILON = 1e-12  # of BERT's normalisations
@@ -37,8 +37,11 @@ class Bert(nnx.Module):
     As open_clip's `HFTextEncoder` with the pooler "cls_last_hidden_state_pooler" and the projection "mlp".
     """
 
-    def __init__(self, config: BertConfig, projection_dim: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, config: BertConfig, projection_dim: int, *, remat: str = "none", dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
         self.config = config
+        self.remat = remat
         self.dtype = dtype
         width = config.width
         self.token_embedding = nnx.Param(embedding_init(rngs.params(), (config.vocab_size, width)))
@@ -79,8 +82,10 @@ class Bert(nnx.Module):
         x = x + self.position_embedding.astype(self.dtype)[:tokens]
         allowed = input_ids != self.config.pad_token_id if attention_mask is None else jnp.asarray(attention_mask, bool)
         states = [self.dropout(self.embedding_norm(x), rngs=rngs)]
+        mask = allowed[:, None, None, :]
+        run = rematerialized(lambda block, x, rngs: block(x, mask, rngs=rngs), self.remat)
         for block in self.blocks:
-            states.append(block(states[-1], allowed[:, None, None, :], rngs=rngs))
+            states.append(run(block, states[-1], rngs))
         return states
 
     def __call__(

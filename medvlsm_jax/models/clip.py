@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from medvlsm_jax.models.layers import AnyArray, Block, Linear, Rngs, embedding_init, layer_norm
+from medvlsm_jax.models.layers import AnyArray, Block, Linear, Rngs, embedding_init, layer_norm, rematerialized
 from medvlsm_jax.models.network import TextConfig
 
 
@@ -24,8 +24,11 @@ class CLIPTextConfig(TextConfig):
 class CLIPText(nnx.Module):
     """A causal transformer whose state at the first [EOT] token, projected, is the text embedding."""
 
-    def __init__(self, config: CLIPTextConfig, projection_dim: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, config: CLIPTextConfig, projection_dim: int, *, remat: str = "none", dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
         self.config = config
+        self.remat = remat
         self.dtype = dtype
         self.token_embedding = nnx.Param(embedding_init(rngs.params(), (config.vocab_size, config.width)))
         self.position_embedding = nnx.Param(embedding_init(rngs.params(), (config.context_length, config.width)))
@@ -46,8 +49,9 @@ class CLIPText(nnx.Module):
         x = self.token_embedding.astype(self.dtype)[input_ids] + self.position_embedding.astype(self.dtype)[:tokens]
         mask = None if attention_mask is None else jnp.asarray(attention_mask, bool)[:, None, None, :]
         states = [x]
+        run = rematerialized(lambda block, x: block(x, mask, is_causal=True), self.remat)
         for block in self.blocks:
-            states.append(block(states[-1], mask, is_causal=True))
+            states.append(run(block, states[-1]))
         return states
 
     def encode(

@@ -238,7 +238,7 @@ class CNN(Network):
         super().__init__(config, rngs=rngs)
         dtype = jnp.dtype(config.dtype)
         self.output_stride = output_stride
-        self.resnet = ResNet(config.encoder, output_stride=output_stride, dtype=dtype, rngs=rngs)
+        self.resnet = ResNet(config.encoder, output_stride=output_stride, remat=config.remat, dtype=dtype, rngs=rngs)
         self.decoder = decoder(config, dtype=dtype, rngs=rngs)
         classes = max(1, len(config.classes))
         self.head = Conv(width, classes, head_kernel, use_bias=True, dtype=dtype, rngs=rngs)

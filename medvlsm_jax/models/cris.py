@@ -103,7 +103,7 @@ class CRISVision(nnx.Module):
     """CLIP's ResNet with its attention pool as a map."""
 
     def __init__(self, config: CRISConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.backbone = CLIPResNet(config.vision, dtype=dtype, rngs=rngs)
+        self.backbone = CLIPResNet(config.vision, remat=config.remat, dtype=dtype, rngs=rngs)
         width = config.vision.channels[-1]
         self.pool = AttentionPool(width, config.projection_dim, config.grid, dtype=dtype, rngs=rngs)
 
@@ -132,7 +132,7 @@ class CRIS(Network):
             )
         self.config: CRISConfig = config
         dtype = jnp.dtype(config.dtype)
-        self.text = CLIPText(config.text, d_state, dtype=dtype, rngs=rngs)
+        self.text = CLIPText(config.text, d_state, remat=config.remat, dtype=dtype, rngs=rngs)
         self.vision = CRISVision(config, dtype=dtype, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.array(2.6592))  # CLIP's temperature, ln(1 / 0.07): kept, never read
         d_in = (*config.vision.channels[1:3], d_state)

@@ -19,6 +19,13 @@ Activation = Literal["gelu", "quick_gelu", "relu"]
 Method = Literal["bilinear", "bicubic"]
 Rngs = nnx.Rngs | None  # of dropout
 
+# What a rematerialised block keeps for its gradient besides its input; the rest is computed a second time.
+KEPT: dict[str, Callable[..., Any]] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # of dense layers, not attention scores
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+REMAT_POLICIES = ("none", *KEPT)
+
 embedding_init = nnx.initializers.normal(0.02)
 
 
@@ -32,6 +39,19 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
     "relu": jax.nn.relu,
 }
+
+
+def rematerialized(run: Callable[..., Array], policy: str) -> Callable[..., Array]:
+    """Trades time for memory in the gradient of a block; its values and its gradient stay the same.
+
+    Memory is saved on accelerators alone: XLA's CPU backend orders the operations without regard to it.
+
+    Args:
+        run: of a block, its input, and the random numbers if it draws any. What it changes (running statistics, the
+            count of random numbers) it must be given: they cannot come from outside, as options and masks can.
+        policy: one of REMAT_POLICIES; "none" leaves `run` as it is.
+    """
+    return run if policy == "none" else nnx.remat(run, policy=KEPT[policy])
 
 
 class Linear(nnx.Linear):

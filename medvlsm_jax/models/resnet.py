@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medvlsm_jax.models.layers import ConvNorm
+from medvlsm_jax.models.layers import ConvNorm, rematerialized
 
 EXPANSION = 4  # a stage's output channels over its inner width
 
@@ -98,12 +98,15 @@ def make_stages(
     return stages
 
 
-def run_stages(stages: Iterable[Iterable[Bottleneck]], x: Float[Array, "b h w d"]) -> list[Float[Array, "b h2 w2 d2"]]:
+def run_stages(
+    stages: Iterable[Iterable[Bottleneck]], x: Float[Array, "b h w d"], remat: str
+) -> list[Float[Array, "b h2 w2 d2"]]:
     """The output of every stage."""
+    run = rematerialized(lambda block, x: block(x), remat)
     outputs = []
     for blocks in stages:
         for block in blocks:
-            x = block(x)
+            x = run(block, x)
         outputs.append(x)
     return outputs
 
@@ -111,7 +114,16 @@ def run_stages(stages: Iterable[Iterable[Bottleneck]], x: Float[Array, "b h w d"
 class ResNet(nnx.Module):
     """Torchvision's ResNet without its classifier."""
 
-    def __init__(self, config: ResNetConfig, *, output_stride: int = 32, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ResNetConfig,
+        *,
+        output_stride: int = 32,
+        remat: str = "none",
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.remat = remat
         self.stem = ConvNorm(3, config.width, 7, stride=2, dtype=dtype, rngs=rngs)
         self.stages = nnx.List(
             nnx.List(blocks)
@@ -122,13 +134,14 @@ class ResNet(nnx.Module):
         """Features of the stem (stride 2, before its max pooling) and of the four stages."""
         stem = self.stem(pixel_values)
         pooled = nnx.max_pool(stem, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType]
-        return [stem, *run_stages(self.stages, pooled)]
+        return [stem, *run_stages(self.stages, pooled, self.remat)]
 
 
 class CLIPResNet(nnx.Module):
     """CLIP's ResNet up to its last stage; what pools or maps its output is the caller's."""
 
-    def __init__(self, config: ResNetConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ResNetConfig, *, remat: str = "none", dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.remat = remat
         half = config.width // 2
         self.stem = nnx.List(
             [
@@ -146,4 +159,4 @@ class CLIPResNet(nnx.Module):
         x = pixel_values
         for conv in self.stem:
             x = conv(x)
-        return run_stages(self.stages, average_pool(x))
+        return run_stages(self.stages, average_pool(x), self.remat)

@@ -14,6 +14,7 @@ from medvlsm_jax.models.layers import (
     PatchEmbedding,
     embedding_init,
     layer_norm,
+    rematerialized,
     resize,
 )
 
@@ -40,8 +41,11 @@ class ViTConfig:
 class ViT(nnx.Module):
     """Pre-normalised blocks; positions are interpolated to any input size that is a multiple of the patch."""
 
-    def __init__(self, config: ViTConfig, projection_dim: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ViTConfig, projection_dim: int, *, remat: str = "none", dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
         self.config = config
+        self.remat = remat
         self.dtype = dtype
         self.class_embedding = nnx.Param(embedding_init(rngs.params(), (config.width,)))
         self.patch_embedding = PatchEmbedding(
@@ -84,8 +88,9 @@ class ViT(nnx.Module):
         x = jnp.concatenate([class_token, patches.reshape(batch, rows * columns, width)], axis=1)
         x = x + self.positions(rows, columns).astype(self.dtype)
         states = [x if self.pre_norm is None else self.pre_norm(x)]
+        run = rematerialized(lambda block, x: block(x), self.remat)
         for block in list(self.blocks)[:num_blocks]:
-            states.append(block(states[-1]))
+            states.append(run(block, states[-1]))
         return states
 
     def embedding(self, pixel_values: Float[AnyArray, "b height width 3"]) -> Float[Array, "b projection"]:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import abstract_model, check_image_size, initial_arrays, override, preset
+from medvlsm_jax.models.layers import REMAT_POLICIES
 from medvlsm_jax.models.network import NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, split_model
 from medvlsm_jax.training.checkpoints import (
@@ -94,6 +95,10 @@ def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
         overrides: dict[str, Any] = json.loads(config.model_options or "{}") | {"dtype": resolve_dtype(config.dtype)}
     except (json.JSONDecodeError, TypeError) as error:
         raise UserError(f"config.model_options={config.model_options!r} is no json object: {error}") from error
+    if (policy := config.get("remat", "none")) not in REMAT_POLICIES:
+        raise UserError(f"config.remat={policy!r}: choose {', '.join(REMAT_POLICIES)}")
+    if "remat" in config:
+        overrides["remat"] = config.remat
     if config.image_size:
         overrides["image_size"] = config.image_size
     if config.zero_prompt:

@@ -1,0 +1,50 @@
+"""A program that tests run as several joined processes: trains small networks, one after another.
+
+python joined_runs.py FOLDER DATA_DIR NAME:MODEL:MAX_STEPS ...    each in FOLDER/NAME; prints their results
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import ml_collections
+from small_network import SMALL
+
+from medvlsm_jax import models
+from medvlsm_jax.config import base_config
+from medvlsm_jax.train import train
+
+# CRIS with BatchNorm over the global batch, and dropout.
+SMALL_CRIS = models.override(
+    models.PRESETS["cris_tiny"][1],
+    {
+        "text": {"context_length": 32, "width": 32, "heads": 2, "mlp_width": 32},
+        "vision": {"layers": (1, 1, 1, 1), "width": 8},
+        "projection_dim": 32,
+        "fpn_channels": (16, 32, 32),
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+        "decoder_mlp_width": 32,
+        "image_size": 64,
+    },
+)
+PRESETS = {"small": ("clipseg", SMALL), "small_cris": ("cris", SMALL_CRIS)}
+
+
+def make_config(model: str, data_dir: str, max_steps: int = 0) -> ml_collections.ConfigDict:
+    """One epoch of four steps."""
+    config = base_config()
+    config.data_dir, config.dataset, config.prompt = data_dir, "sample", "p6"
+    config.model, config.batch_size, config.num_epochs, config.max_steps = model, 16, 1, max_steps
+    config.learning_rate = 1e-5  # Adam blows gradients up that are rounding errors: they shall not move a pixel
+    config.log_every_steps, config.num_overlays, config.writers = 1, 2, ""
+    return config
+
+
+if __name__ == "__main__":
+    models.PRESETS |= PRESETS
+    folder, data_dir, *runs = sys.argv[1:]
+    for run in runs:
+        name, model, max_steps = run.split(":")
+        result = train(make_config(model, data_dir, int(max_steps)), Path(folder) / name)
+        print(json.dumps({name: result}))

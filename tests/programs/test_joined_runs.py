@@ -1,0 +1,76 @@
+"""Several processes are one: the losses and metrics, and checkpoints that go from one number of them to another."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import joined_runs
+import pytest
+from processes import run_processes
+
+from medvlsm_jax import models
+from medvlsm_jax.train import train
+
+SCRIPT = Path(joined_runs.__file__)
+MODELS = ("small", "small_cris")
+
+
+@pytest.fixture(autouse=True)
+def presets(monkeypatch):
+    for name, preset in joined_runs.PRESETS.items():
+        monkeypatch.setitem(models.PRESETS, name, preset)
+
+
+def numbers(workdir: Path) -> dict[tuple[int, str], float]:
+    """Losses and metrics by step and name; every one was written once."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = {(row["step"], row["name"]): row["value"] for row in rows}
+    assert len(found) == len(rows)
+    return {key: value for key, value in found.items() if key[1] == "train/loss" or key[1].startswith("val/")}
+
+
+def assert_close(workdir: Path, other: Path) -> None:
+    ours, theirs = numbers(workdir), numbers(other)
+    assert list(ours) == list(theirs)
+    for key, value in ours.items():
+        assert value == pytest.approx(theirs[key], abs=1e-5), key
+
+
+@pytest.fixture
+def here(sample, tmp_path, use_devices) -> Callable[..., Path]:
+    """Trains in this process, on four devices."""
+    use_devices(4)
+
+    def run(name: str, model: str, max_steps: int = 0) -> Path:
+        train(joined_runs.make_config(model, str(sample), max_steps), tmp_path / name)
+        return tmp_path / name
+
+    return run
+
+
+def join(count: int, tmp_path: Path, sample: Path, *runs: str) -> None:
+    """Trains in joined processes, on four devices together."""
+    env = {"PYTHONPATH": f"{SCRIPT.parent}:{SCRIPT.parents[1]}", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    finished = run_processes(count, 4 // count, SCRIPT, str(tmp_path), str(sample), *runs, env=env, timeout=600)
+    for process in finished:
+        assert process.returncode == 0, process.stderr[-3000:]
+    results = [[line for line in process.stdout.splitlines() if line.startswith('{"')] for process in finished]
+    assert all(result == results[0] for result in results)
+    assert all("epoch" not in process.stdout for process in finished[1:])  # the first process alone speaks
+
+
+def test_two_processes_are_one_and_checkpoints_pass_between_them(here, tmp_path, sample):
+    whole = {model: here(model, model) for model in MODELS}
+    here("back", "small", 2)
+    join(2, tmp_path, sample, "two:small:0", "two_cris:small_cris:0", "there:small:2", "back:small:0")
+    assert_close(tmp_path / "two", whole["small"])
+    assert_close(tmp_path / "two_cris", whole["small_cris"])
+    assert_close(tmp_path / "back", whole["small"])  # begun by one process, ended by two
+    assert_close(here("there", "small"), whole["small"])  # and the other way round
+
+
+def test_four_processes_are_one(here, tmp_path, sample):
+    whole = {model: here(model, model) for model in MODELS}
+    join(4, tmp_path, sample, "four:small:0", "four_cris:small_cris:0")
+    assert_close(tmp_path / "four", whole["small"])
+    assert_close(tmp_path / "four_cris", whole["small_cris"])
