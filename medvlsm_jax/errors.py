@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-
 PATIENCE = 30.0  # seconds
 
 

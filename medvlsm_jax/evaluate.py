@@ -33,6 +33,7 @@ from medvlsm_jax.evaluation.report import summarise, summary_table, write_report
 from medvlsm_jax.models import check_image_size
 from medvlsm_jax.training import sharding
 from medvlsm_jax.training.checkpoints import load_model_tokenizer, load_pretrained
+from medvlsm_jax.training.distributed import start_jax
 from medvlsm_jax.training.scoring import Fetch, score_records
 from medvlsm_jax.training.start import model_overrides
 from medvlsm_jax.training.state import make_eval_step
@@ -44,7 +45,8 @@ def default_config() -> ml_collections.ConfigDict:
     """The fields that an evaluation reads; they mean what they mean in training, but it computes in float32."""
     training = base_config()
     model = ("tokenizer", "image_size", "zero_prompt", "model_options")
-    names = ("data_dir", "target", *model, "batch_size", "mesh", "data")
+    start = ("mesh", "distributed", "compilation_cache", "deterministic")
+    names = ("data_dir", "target", *model, "batch_size", *start, "data")
     training.data.cache = "none"  # of use where several prompt types read the same images
     return ml_collections.ConfigDict({name: training[name] for name in names} | {"dtype": "float32"})
 
@@ -77,6 +79,7 @@ def evaluate(
         UserError: the checkpoint, a dataset or a prompt type is missing or broken.
     """
     # --- Devices, input and model ------------------------------------------------------------------------------------
+    start_jax(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
     prompts = list(dict.fromkeys(prompts))

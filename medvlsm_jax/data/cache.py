@@ -23,6 +23,7 @@ from medvlsm_jax.errors import UserError
 AUTO, MEMORY, NONE = "auto", "memory", "none"
 AUTO_SHARE = 0.25  # of the free shared memory that `auto` takes at most
 SHARED_MEMORY = Path("/dev/shm")  # of Linux; elsewhere the folder for temporary files stands in
+NEW_PREFIX = ".medvlsm_jax-new-"  # of a folder that is not locked yet
 PREFIX = ".medvlsm_jax-cache-"  # of folders in shared memory: removed when abandoned, so no name that a user may choose
 
 Pixels = UInt8[np.ndarray, "s s 3"]
@@ -55,6 +56,8 @@ class Entries:
         try:
             write_arrays(os.path.join(self.folder, name), *arrays)
             self.stored += size
+        except FileNotFoundError:  # the run is over, and a reader was still at work
+            self.is_full = True
         except OSError as error:
             self.is_full = True
             logging.warning("the cache in %s takes no more (%s): what is not in it is made anew", self.folder, error)
@@ -165,10 +168,14 @@ def memory() -> Path:
 @contextlib.contextmanager
 def memory_folder() -> Iterator[Path]:
     """A folder in shared memory, gone with the run."""
-    # A reader that is still at work when a run breaks off may store its last image meanwhile.
-    made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=memory(), ignore_cleanup_errors=True)
-    with made as folder, locked(Path(folder), waits=True):
-        yield Path(folder)
+    made = Path(tempfile.mkdtemp(prefix=NEW_PREFIX, dir=memory()))
+    with locked(made):
+        folder = made.rename(made.with_name(made.name.replace(NEW_PREFIX, PREFIX)))  # abandoned only when unlocked
+        try:
+            yield folder
+        finally:
+            # A reader that is still at work when a run breaks off may store its last image meanwhile.
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_folder(where: str, field: str) -> Path:
@@ -194,19 +201,18 @@ def remove_abandoned(memory: Path) -> None:
     """Frees the shared memory of runs that were killed."""
     for folder in memory.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError), locked(folder):  # else it is in use, another user's, or gone
-            if any(folder.iterdir()):  # else it may have been made just now, and is about to be locked
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, waits: bool = False) -> Iterator[None]:
-    """Holds a folder's lock, which the kernel takes back however a process ends; waits, or raises OSError, for another.
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder's lock, which the kernel takes back however a process ends; raises OSError if another has it.
 
     A process id would not do: a container that starts again gives the same one, and another container has its own.
     """
     file = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(file)

@@ -53,6 +53,14 @@ def read_newest(workdir: Path) -> tuple[dict, list, dict]:
     return {**saved.arrays, **frozen}, saved.opt_state, saved.progress | {"log": None}
 
 
+def read_newest_arrays(workdir: Path) -> dict:
+    """The parameters that training goes on from, not their averages."""
+    arrays = load_pretrained(workdir).arrays
+    with Checkpoints(workdir) as checkpoints:
+        latest = checkpoints.checkpointer.load_checkpointables(checkpoints.latest())["arrays"]
+    return arrays | latest
+
+
 def assert_same_run(workdir: Path, other: Path) -> None:
     """Bit for bit: arrays, optimizer state, progress, and every line of metrics.jsonl."""
     ours, theirs = read_newest(workdir), read_newest(other)
@@ -225,6 +233,51 @@ def test_a_pretrained_encoder_stays_as_it_is_and_the_decoder_moves_from_its_weig
             assert 0 < np.abs(array - before[name]).max() < 2 * 1.1 * config.learning_rate, name
         else:
             np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_a_frozen_encoder_whose_outputs_are_kept_gives_the_same_losses(config, pretrained, tmp_path, where):
+    config.init, config.prompt = str(pretrained), "random"
+    config.features.cache = "none"
+    train(config, tmp_path / "run")
+    config.features.cache = where if where == "memory" else str(tmp_path / "features")
+    train(config, tmp_path / "cached")
+    for name in ("train/loss", "val/loss", "val/dice"):
+        assert series(tmp_path / "cached", name) == pytest.approx(series(tmp_path / "run", name), rel=1e-6), name
+    assert {path.name.partition(".")[0] for path in (tmp_path / "cached" / "checkpoints").iterdir()} == {"4", "8"}
+
+
+def test_a_run_is_continued_in_another_workdir_with_its_log(run, config, tmp_path):
+    config.max_steps = 5
+    train(config, tmp_path / "old")
+    before = numbers(tmp_path / "old")
+    config.resume, config.max_steps = str(tmp_path / "old"), 0
+    train(config, tmp_path / "new")
+    assert numbers(tmp_path / "new")[: len(before)] == before
+    assert numbers(tmp_path / "old") == before
+    assert_same_run(tmp_path / "new", run)
+
+
+def test_an_average_of_the_parameters_is_validated_and_loaded(run, config, tmp_path):
+    config.ema, config.max_steps = 0.5, 5
+    train(config, tmp_path)
+    config.max_steps = 0
+    train(config, tmp_path)  # continued: the averages too
+    trained, loaded = read_newest_arrays(tmp_path), load_pretrained(tmp_path).arrays
+    assert series(tmp_path, "train/loss") == series(run, "train/loss")
+    assert series(tmp_path, "val/loss") != series(run, "val/loss")
+    moved = [name for name, array in loaded.items() if not np.array_equal(array, trained[name])]
+    assert moved
+    assert all(np.abs(loaded[name] - trained[name]).max() < 3 * config.learning_rate for name in moved)
+
+
+def test_a_config_that_changes_what_a_step_reads_is_refused_and_others_are_told(run_copy, config, capsys):
+    config.num_epochs, config.seed, config.batch_size = 3, 7, 8
+    with pytest.raises(UserError, match=r"another config: .*seed was 42 and is 7.*\. Give the old values"):
+        train(config, run_copy)
+    config.seed, config.batch_size, config.max_grad_norm = 42, 16, 0.25
+    train(config, run_copy)
+    assert "continues with a changed config: max_grad_norm 0.5 -> 0.25" in capsys.readouterr().out
 
 
 def test_the_workdirs_own_checkpoint_comes_before_init(config, pretrained, run_copy):
