@@ -16,7 +16,7 @@ from medvlsm_jax.models.layers import normalize_pixels
 from medvlsm_jax.models.network import Network, NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
 from medvlsm_jax.training.losses import Loss
-from medvlsm_jax.training.sharding import REPLACED, batch_sharding, replicated, tree_shardings
+from medvlsm_jax.training.sharding import REPLACED, batch_sharding, gather_whole, replicated, tree_shardings
 
 
 class TrainState(NamedTuple):
@@ -151,7 +151,7 @@ def make_train_step(
         trained: Arrays, frozen: Arrays, stats: Arrays, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, Arrays]]:
         """The weighted sum over images; the sum of the weights, and the new statistics."""
-        model = merge_model(graphdef, {**trained, **frozen, **stats})
+        model = merge_model(graphdef, {**gather_whole(trained, mesh), **gather_whole(frozen, mesh), **stats})
         target = batch["mask"].astype(jnp.float32)
         logits = forward(model, batch, nnx.Rngs(key))
         weights = loss.weights(target)
