@@ -250,6 +250,23 @@ def test_a_run_is_continued_in_another_workdir_with_its_log(run, config, tmp_pat
     assert_same_run(tmp_path / "new", run)
 
 
+def test_a_run_on_eight_devices_is_continued_on_two_and_on_one(config, use_devices, tmp_path):
+    config.learning_rate = 1e-5  # Adam blows up gradients that are rounding errors
+    use_devices(8)
+    config.mesh.fsdp = 4
+    train(config, tmp_path / "whole")
+    config.max_steps = 5
+    for devices in (2, 1):
+        train(config, tmp_path / str(devices))
+    config.max_steps, config.mesh.fsdp = 0, 1
+    for devices in (2, 1):
+        use_devices(devices)
+        train(config, tmp_path / str(devices))
+        for name in ("train/loss", "val/loss", "val/dice"):
+            expected = series(tmp_path / "whole", name)
+            assert series(tmp_path / str(devices), name) == pytest.approx(expected, abs=1e-5), (devices, name)
+
+
 def test_an_average_of_the_parameters_is_validated_and_loaded(run, config, tmp_path):
     config.ema, config.max_steps = 0.5, 5
     train(config, tmp_path)

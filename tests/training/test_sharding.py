@@ -1,12 +1,17 @@
 """The mesh's rules, which axis is split, and that no device holds more than its share."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from small_network import SMALL
 
+from medvlsm_jax import models
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.training.optimizer import adamw
+from medvlsm_jax.models.parameters import split_model
+from medvlsm_jax.training.optimizer import adamw, split_trained
 from medvlsm_jax.training.sharding import (
     batch_sharding,
     check_batch_size,
@@ -99,3 +104,31 @@ def test_a_batch_that_cannot_be_cut_into_parts_is_refused_with_both_flags(batch_
 
 def test_a_batch_that_devices_and_parts_divide_is_accepted():
     assert check_batch_size(64, make_mesh(), 4) is None
+
+
+@pytest.mark.parametrize("name", ["clipseg", "biomedclipseg", "cris", "unet", "unetplusplus", "deeplabv3plus"])
+def test_with_fsdp_8_a_device_holds_an_eighth_of_the_state_and_little_that_is_replicated(mesh_of, name):
+    model = models.abstract_model(models.PRESETS[name][1])
+    _, params, _ = split_model(model)
+    trained, _ = split_trained(model, params, freeze_encoder=False, freeze_decoder=False)
+    state = jax.tree.leaves((params, jax.eval_shape(adamw(weight_decay=0.0, max_grad_norm=1.0).init, trained)))
+    shardings = tree_shardings(state, mesh_of(1, 8))
+
+    def held(leaf, sharding) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    pairs = list(zip(state, shardings, strict=True))
+    whole = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in state)
+    declared = sum(held(leaf, sharding) for leaf, sharding in pairs if sharding.is_fully_replicated)
+    assert sum(held(leaf, sharding) for leaf, sharding in pairs) <= whole / 8 + declared
+    assert declared < 1e-3 * whole
+
+
+def test_initial_arrays_are_made_in_their_shards(mesh_of):
+    mesh = mesh_of(1, 8)
+    arrays = models.initial_arrays(SMALL, 0, shardings=lambda shapes: tree_shardings(shapes, mesh))
+    for name, array in arrays.items():
+        assert array.sharding.is_equivalent_to(tree_shardings(array, mesh), array.ndim), name
+        assert len({shard.data.shape for shard in array.addressable_shards}) == 1
+    kernel = arrays["vision.blocks.0.mlp.expand.kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8
