@@ -85,7 +85,7 @@ def evaluate(
     prompts = list(dict.fromkeys(prompts))
     sets = read_sets(config, datasets, split)
     for dataset, records in sets.items():
-        report = Path(output) / "findings" / f"{dataset}.csv"
+        report = Path(output) / "findings" / f"{dataset}.csv" if jax.process_index() == 0 else None
         sets[dataset] = verify(
             records, *prompts, on_bad=config.data.on_bad, cache=default_cache(config.data_dir), report=report
         )

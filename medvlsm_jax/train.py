@@ -24,7 +24,7 @@ from medvlsm_jax import atomic
 from medvlsm_jax.config import reader_options
 from medvlsm_jax.data.annotations import Record, check_classes, load_records, select_target, targets_of
 from medvlsm_jax.data.arrayrecord import check_stored_size
-from medvlsm_jax.data.cache import Entries, open_cache
+from medvlsm_jax.data.cache import AUTO, MEMORY, NONE, Entries, open_cache
 from medvlsm_jax.data.facts import default_cache
 from medvlsm_jax.data.features import open_features
 from medvlsm_jax.data.integrity import verify
@@ -71,8 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         sharding.check_batch_size(config.batch_size, mesh, config.accumulation)
         reading_options = reader_options(config.data)
-        if config.seed < 0:
-            raise UserError(f"config.seed={config.seed}: give 0 or a larger number")
+        check_numbers(config)
         profiler = Profiler(config.profile, workdir)
         split_names(config.writers)
         train_records = read_split(config, "train", workdir)
@@ -95,7 +94,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         checkpoints.check_room(to_save(state, progress.to_json(), config), state.frozen)
         process = (jax.process_index(), jax.process_count())
         if process[0] == 0:
-            write_description(workdir, source.config, tokenizer)
+            # What a continued run has written already is left alone: it may be killed while it writes.
+            write_description(workdir, source.config, None if source.kind == "checkpoint" else tokenizer)
             atomic.write_text(workdir / "config.json", config.to_json_best_effort(indent=1) + "\n")
             counts = (len(train_records), len(val_records))
             print(model_table(abstract_model(source.config), state.trained))
@@ -110,6 +110,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             return bool(val_records) and step > progress.validated and step % epoch_steps == 0
 
         if is_over(first_step) and not is_due_for_validation(first_step):
+            if source.kind == "resume":
+                raise UserError(
+                    f"config.resume={config.resume} has ended at step {first_step}: raise config.num_epochs, "
+                    "config.max_steps or config.early_stopping.patience to go on"
+                )
             return result(first_step, progress)
 
         # --- Readers -------------------------------------------------------------------------------------------------
@@ -234,6 +239,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
     return result(step, progress)
 
 
+def check_numbers(config: Any) -> None:
+    """Raises UserError when a number in the config makes no sense."""
+    for name, least in (("seed", 0), ("max_steps", 0), ("log_every_steps", 1), ("num_epochs", 1)):
+        if config[name] < least:
+            raise UserError(f"config.{name}={config[name]}: give {least} or a larger number")
+    if not 0 <= config.ema < 1:
+        raise UserError(f"config.ema={config.ema}: give 0 for none, or a decay below 1 such as 0.999")
+
+
 def result(step: int, progress: RunProgress) -> dict[str, float]:
     """What `train` returns."""
     return {"step": float(step)} | ({} if progress.best_score is None else {"val_dice": progress.best_score})
@@ -261,7 +275,9 @@ def feature_entries(
     if not freezing(config)["freeze_encoder"]:
         return contextlib.nullcontext()
     needed = num_bytes(encoder_outputs(source.config), num_records)
-    return open_features(config.features.cache, config.features.limit_gib, needed)
+    is_folder = config.features.cache not in (AUTO, MEMORY, NONE)
+    sharers = jax.process_count() if is_folder else sharding.processes_on_this_host()
+    return open_features(config.features.cache, config.features.limit_gib, needed, sharers)
 
 
 def to_save(state: TrainState, progress: dict[str, Any], config: ml_collections.ConfigDict) -> Saved:

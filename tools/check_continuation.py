@@ -248,7 +248,7 @@ def run_broken(
             phase = life.wait_for(moment, start_seconds)
             status = life.end(number)
         start_seconds = min(start_seconds, life.start_seconds)  # what is compiled already is not compiled again
-        phases[phase] += 1
+        phases[f"{phase}, before it listens" if status == -signal.SIGTERM else phase] += 1
         if number is not signal.SIGKILL:
             wrong += [f"life {i + 1}, {phase}: {reason}" for reason in check_end(life, status, phase, log)]
     run_unbroken(training, workdir)

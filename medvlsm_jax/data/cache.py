@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import math
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -118,15 +119,23 @@ def read_arrays(path: str, *arrays: np.ndarray) -> bool:
 def write_arrays(path: str, *arrays: np.ndarray) -> None:
     """Writes the arrays one after another; raises OSError when the disk is full.
 
-    The file is written in place, which is twice as fast as by way of a temporary one: who reads it half-written sees
-    that it is too short, and who writes it at the same time writes the same bytes.
+    In shared memory the file is written in place, which is twice as fast: who reads it half-written sees that it is too
+    short, and who writes it at the same time writes the same bytes. Of a disk that hosts share, or after a crash, that
+    is not so: there it goes by way of a temporary file.
     """
-    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    is_memory = path.startswith(str(memory()))
+    target = path if is_memory else f"{path}.{secrets.token_hex(8)}.tmp"
+    file = os.open(target, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         if os.writev(file, [array.data for array in arrays]) != sum(array.nbytes for array in arrays):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        os.unlink(target)
+        raise
     finally:
         os.close(file)
+    if not is_memory:
+        os.replace(target, path)
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ class FeatureCache:
 
 
 @contextlib.contextmanager
-def open_features(where: str, limit_gib: float, needed: int) -> Iterator[Entries | None]:
+def open_features(where: str, limit_gib: float, needed: int, sharers: int = 1) -> Iterator[Entries | None]:
     """Where encoder outputs are kept, or None.
 
     Args:
@@ -72,6 +72,7 @@ def open_features(where: str, limit_gib: float, needed: int) -> Iterator[Entries
             it, shared by them.
         limit_gib: how much of it is taken at most; 0: half of what is free.
         needed: bytes of all outputs. When less may be taken, the rest is made anew in every epoch.
+        sharers: processes that share the room.
 
     Raises:
         UserError: the folder cannot be made, or the limit is negative.
@@ -97,7 +98,7 @@ def open_features(where: str, limit_gib: float, needed: int) -> Iterator[Entries
                 folder,
                 limit / GIB,
             )
-        yield Entries(folder, limit)
+        yield Entries(folder, held + max(0, limit - held) // sharers)
 
 
 def size_of(shape: tuple[int, ...], dtype: Any) -> int:

@@ -190,7 +190,7 @@ def tie_to_program(_worker: int, _num_workers: int) -> None:
     its checkpoint, closes them itself. Of a program that was killed they would wait for ever, and hold its memory.
     """
     IN_WORKER.set()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     program = multiprocessing.parent_process()
 

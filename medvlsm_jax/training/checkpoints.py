@@ -45,6 +45,7 @@ EMA = "ema"
 FROZEN = "frozen"
 CHECKPOINTS = "checkpoints"
 UNREADABLE = "unreadable"  # receives checkpoints that could not be read
+REPLACED = "replaced"  # receives a checkpoint while another of its step is written
 SCORE = "dice"  # by which the best checkpoint is chosen
 
 
@@ -226,6 +227,8 @@ class Checkpoints:
         self.workdir = Path(workdir).absolute()
         self.folder = self.workdir / CHECKPOINTS
         self.is_writer = is_writer
+        if is_writer:
+            self._bring_back()
         policies = ocp.training.preservation_policies
         best = policies.BestN(get_metric_fn=lambda m: m[SCORE], n=1, keep_checkpoints_without_metrics=False)
         # BestN alone would evict the newest checkpoint (orbax#526); the one before it is there should it be unreadable.
@@ -291,12 +294,14 @@ class Checkpoints:
                 ocp.save(self.workdir / FROZEN, frozen, overwrite=True)
 
     def save(self, step: int, saved: Saved, score: float | None) -> None:
-        """Starts to write a checkpoint, whole or not at all; an older one of that step is replaced.
+        """Starts to write a checkpoint, whole or not at all; an older one of that step is replaced when it is whole.
 
         Raises:
             UserError: the one before could not be written (the disk is full).
         """
         with self.reporting_failure():
+            if step in self.steps():
+                self._keep_replaced(step)
             self.checkpointer.save_checkpointables_async(
                 step,
                 saved.items(),
@@ -309,6 +314,25 @@ class Checkpoints:
         """Returns when what was started is on disk; raises UserError when it could not be written."""
         with self.reporting_failure():
             self.checkpointer.wait()
+        self._bring_back()
+
+    def _keep_replaced(self, step: int) -> None:
+        """Moves a checkpoint away that is about to be replaced: orbax would delete it before it writes."""
+        self.checkpointer.wait()
+        if jax.process_index() == 0:
+            (self.workdir / REPLACED).mkdir(exist_ok=True)
+            os.replace(self.folder / str(step), self.workdir / REPLACED / str(step))
+        multihost_utils.sync_global_devices("the checkpoint to be replaced is moved")
+        self.checkpointer.reload()
+
+    def _bring_back(self) -> None:
+        """Puts a checkpoint back whose replacement was not finished, and removes one whose was."""
+        if jax.process_index() == 0 and (self.workdir / REPLACED).is_dir():
+            for old in (self.workdir / REPLACED).iterdir():
+                if not (self.folder / old.name).exists():
+                    os.replace(old, self.folder / old.name)
+            shutil.rmtree(self.workdir / REPLACED)
+        multihost_utils.sync_global_devices("checkpoints are where they belong")
 
     @contextmanager
     def reporting_failure(self) -> Iterator[None]:
@@ -318,7 +342,11 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             newest = self.latest()
             last = "there is none before it" if newest is None else f"the last good one is {self.folder / str(newest)}"
-            reason = "no space is left" if "space left" in str(error) else str(error).splitlines()[0][:200]
+            reason = (
+                "no space is left"
+                if "space left" in str(error)
+                else (str(error) or type(error).__name__).splitlines()[0][:200]
+            )
             raise UserError(
                 f"a checkpoint could not be written to {self.folder} ({reason}); {last}. Make room and give the same "
                 "command"
@@ -346,6 +374,11 @@ class Checkpoints:
             except Exception as error:
                 unreadable.append(step)
                 print(f"warning: {self.folder / str(step)} cannot be read ({type(error).__name__})", file=sys.stderr)
+                if jax.process_count() > 1:  # the others may have read their parts, and wait for this one
+                    raise UserError(
+                        f"{self.folder / str(step)} cannot be read: move it away and give the same command, which "
+                        "takes the one before it"
+                    ) from error
                 continue
             self._set_aside(unreadable)
             return step, saved, self._load_frozen(frozen)

@@ -146,7 +146,7 @@ def as_bytes(array: jax.Array) -> np.ndarray:
 
 
 def local_copies(arrays: Arrays, mesh: Mesh, local: Mesh) -> Arrays:
-    """The arrays whole on each of this process's devices; what is replicated already is not copied."""
+    """The arrays whole on each of this process's devices, in buffers that no training step consumes."""
     gathered = jax.jit(lambda x: x, out_shardings=replicated(mesh))(arrays)
 
     def copy(array: jax.Array) -> jax.Array:

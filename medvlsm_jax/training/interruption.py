@@ -108,6 +108,6 @@ def leave_if_busy(interruption: Interruption, heard: socket.socket) -> None:
             number = received[0]
             if number in SIGNALS and not interruption.is_training:
                 finished.wait(PATIENCE)
-                if not interruption.received:
+                if not interruption.received or jax.distributed.is_initialized():  # at exit jax waits for the others
                     print("stopped while starting: the same command starts again", file=sys.stderr, flush=True)
                     os._exit(exit_status(number))

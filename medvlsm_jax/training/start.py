@@ -192,7 +192,8 @@ def start_state(
         return continue_state(config, optimizer, mesh, checkpoints, (trained, frozen, stats))
     if source.kind == "resume":
         with Checkpoints(config.resume) as others:
-            return continue_state(config, optimizer, mesh, others, (trained, frozen, stats))
+            state, progress = continue_state(config, optimizer, mesh, others, (trained, frozen, stats))
+        return state, dataclasses.replace(progress, best_score=None)  # that is of the checkpoints in this workdir
     if source.folder is not None:
         arrays = load_pretrained(source.folder, mesh, **model_overrides(config)).arrays
     else:

@@ -48,9 +48,27 @@ def here(sample, tmp_path, use_devices) -> Callable[..., Path]:
     return run
 
 
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Path]:
+    """The whole runs of one process, by model; both tests compare with them."""
+    return {}
+
+
+@pytest.fixture
+def whole(kept, here) -> dict[str, Path]:
+    for model in MODELS:
+        kept[model] = kept.get(model) or here(model, model)
+    return kept
+
+
 def join(count: int, tmp_path: Path, sample: Path, *runs: str) -> None:
     """Trains in joined processes, on four devices together."""
-    env = {"PYTHONPATH": f"{SCRIPT.parent}:{SCRIPT.parents[1]}", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    env = {
+        "PYTHONPATH": f"{SCRIPT.parent}:{SCRIPT.parents[1]}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),  # the runs of a process share their programs
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     finished = run_processes(count, 4 // count, SCRIPT, str(tmp_path), str(sample), *runs, env=env, timeout=600)
     for process in finished:
         assert process.returncode == 0, process.stderr[-3000:]
@@ -59,8 +77,7 @@ def join(count: int, tmp_path: Path, sample: Path, *runs: str) -> None:
     assert all("epoch" not in process.stdout for process in finished[1:])  # the first process alone speaks
 
 
-def test_two_processes_are_one_and_checkpoints_pass_between_them(here, tmp_path, sample):
-    whole = {model: here(model, model) for model in MODELS}
+def test_two_processes_are_one_and_checkpoints_pass_between_them(here, whole, tmp_path, sample):
     here("back", "small", 2)
     join(2, tmp_path, sample, "two:small:0", "two_cris:small_cris:0", "there:small:2", "back:small:0")
     assert_close(tmp_path / "two", whole["small"])
@@ -69,8 +86,7 @@ def test_two_processes_are_one_and_checkpoints_pass_between_them(here, tmp_path,
     assert_close(here("there", "small"), whole["small"])  # and the other way round
 
 
-def test_four_processes_are_one(here, tmp_path, sample):
-    whole = {model: here(model, model) for model in MODELS}
+def test_four_processes_are_one(whole, tmp_path, sample):
     join(4, tmp_path, sample, "four:small:0", "four_cris:small_cris:0")
     assert_close(tmp_path / "four", whole["small"])
     assert_close(tmp_path / "four_cris", whole["small_cris"])

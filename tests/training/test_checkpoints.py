@@ -278,6 +278,26 @@ def test_a_step_that_is_saved_twice_holds_what_came_last(tmp_path, mesh_of):
         assert float(checkpoints.load_arrays(4, abstract_arrays(array, mesh_of(1)))["x"][0]) == 2.0
 
 
+def test_a_checkpoint_is_there_until_the_one_that_replaces_it_is_whole(tmp_path, mesh_of, monkeypatch):
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    like = saved({"x": jnp.full(3, 2.0)})
+    save_steps(tmp_path, {4: None})
+    with Checkpoints(tmp_path, is_writer=True) as checkpoints:
+        monkeypatch.setattr(checkpoints.checkpointer, "save_checkpointables_async", die)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(4, like, 0.5)
+    assert kept(tmp_path) == []
+    with Checkpoints(tmp_path, is_writer=True) as checkpoints:
+        assert checkpoints.latest() == 4
+        np.testing.assert_array_equal(load_newest(checkpoints, mesh_of(1), like)[1].arrays["x"], np.full(3, 4.0))
+        checkpoints.save(4, like, 0.5)
+        checkpoints.wait()
+        np.testing.assert_array_equal(load_newest(checkpoints, mesh_of(1), like)[1].arrays["x"], np.full(3, 2.0))
+    assert not (tmp_path / "replaced").exists()
+
+
 def test_what_a_killed_run_left_half_written_is_ignored(tmp_path):
     save_steps(tmp_path, {1: 0.5})
     half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"  # orbax renames it when it is whole
