@@ -38,7 +38,7 @@ from medvlsm_jax.training import sharding
 from medvlsm_jax.training.checkpoints import Checkpoints, Saved, load_model_tokenizer, write_description
 from medvlsm_jax.training.distributed import start_jax
 from medvlsm_jax.training.features import FrozenEncoder, encoder_outputs, num_bytes
-from medvlsm_jax.training.interruption import Interruption, catch_signals
+from medvlsm_jax.training.interruption import Interruption, catch_signals, leave
 from medvlsm_jax.training.losses import find_loss
 from medvlsm_jax.training.monitor import FiniteGuard, Meter, Profiler
 from medvlsm_jax.training.optimizer import adamw, schedule_factor
@@ -379,7 +379,12 @@ def describe(
 
 def main(_: list[str]) -> None:
     """Runs the command line."""
-    result = train(flags.FLAGS.config, flags.FLAGS.workdir)
+    try:
+        result = train(flags.FLAGS.config, flags.FLAGS.workdir)
+    except SystemExit as stopped:
+        if not jax.distributed.is_initialized():  # else jax ends the processes together
+            leave(int(stopped.code or 0))
+        raise
     best = f", best validation Dice {result['val_dice']:.4f}" if "val_dice" in result else ""
     print(f"finished at step {result['step']:.0f}{best}: {flags.FLAGS.workdir}")
 
