@@ -288,6 +288,7 @@ def test_a_cache_folder_that_cannot_be_written_is_refused_where_it_was_chosen(ca
         start_jax(config)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    jax.config.update("jax_compilation_cache_dir", None)  # tests in the same process may have set it
     config.compilation_cache = "auto"
     start_jax(config)
     assert cache_option() is None

@@ -100,7 +100,12 @@ def test_any_field_of_the_model_can_be_set(config, tmp_path):
 
 def test_the_config_sets_the_models_size_dtype_and_ablation(config):
     config.image_size, config.dtype, config.zero_prompt = 64, "bfloat16", True
-    assert model_overrides(config) == {"image_size": 64, "dtype": "bfloat16", "zero_prompt": True}
+    assert model_overrides(config) == {
+        "image_size": 64,
+        "dtype": "bfloat16",
+        "zero_prompt": True,
+        "remat": "none",
+    }
 
 
 def test_auto_is_float32_on_cpu():
