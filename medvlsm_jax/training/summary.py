@@ -1,5 +1,6 @@
 """What a model is, as a table: its modules, their parameters, and what an image costs."""
 
+import functools
 from collections.abc import Container
 from typing import Any
 
@@ -45,25 +46,26 @@ def describe(params: Arrays, trained: Container[str]) -> list[str]:
     return [*(f"{number:,}" for number in (total, updated, total - updated)), types]
 
 
-def flops_per_image(model: Network) -> float:
-    """Floating-point operations of one image's forward pass, as XLA counts them before it optimises."""
+def flops_per_image(model: Network, kind: str = "") -> float:
+    """Floating-point operations for one image, as XLA counts them before it optimises.
+
+    Of the forward pass, or of the encoder of one kind, `image` or `text`.
+    """
+    return count_flops(model.config, kind)
+
+
+@functools.lru_cache(maxsize=16)
+def count_flops(config: NetworkConfig, kind: str) -> float:
+    """Tracing a network takes seconds, so it is counted once for a config."""
+    model = abstract_model(config)
     graphdef, params, stats = split_model(model)
 
-    def logits(arrays: Arrays, *inputs: jax.Array) -> jax.Array:
-        return merge_model(graphdef, arrays)(*inputs)
+    def run(arrays: Arrays, *inputs: jax.Array) -> Any:
+        model = merge_model(graphdef, arrays)
+        return encode(model, kind, *inputs) if kind else model(*inputs)
 
-    costs = jax.jit(logits).lower({**params, **stats}, *input_shapes(model.config)).cost_analysis()
-    return float((costs or {}).get("flops", float("nan")))
-
-
-def encoder_flops(model: Network, kind: str) -> float:
-    """The same for the encoder of one kind, `image` or `text`."""
-    graphdef, params, stats = split_model(model)
-
-    def outputs(arrays: Arrays, *inputs: jax.Array) -> Any:
-        return encode(merge_model(graphdef, arrays), kind, *inputs)
-
-    costs = jax.jit(outputs).lower({**params, **stats}, *encoder_inputs(model)[kind]).cost_analysis()
+    inputs = encoder_inputs(model)[kind] if kind else input_shapes(config)
+    costs = jax.jit(run).lower({**params, **stats}, *inputs).cost_analysis()
     return float((costs or {}).get("flops", float("nan")))
 
 
@@ -74,7 +76,7 @@ def training_flops(config: NetworkConfig, *, freeze_encoder: bool, freeze_decode
     neither, and one whose outputs are cached no forward pass; a frozen decoder needs the first.
     """
     model = abstract_model(config)
-    encoder = sum(encoder_flops(model, kind) for kind in encoder_inputs(model))
+    encoder = sum(flops_per_image(model, kind) for kind in encoder_inputs(model))
     decoder = flops_per_image(model) - encoder
     times_encoder = 0 if is_cached else 1 if freeze_encoder else 3
     return times_encoder * encoder + (2 if freeze_decoder else 3) * decoder

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from check_continuation import CLOCKED
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluate import default_config, evaluate
@@ -29,9 +30,6 @@ def pool(sample, tmp_path) -> Path:
 
 def count(data_dir: Path, dataset: str, split: str) -> int:
     return len(json.loads((data_dir / dataset / "anns" / f"{split}.json").read_text()))
-
-
-CLOCKED = ("train/images_per_second", "train/input_wait")
 
 
 def values(workdir: Path) -> dict[tuple[int, str], float]:
