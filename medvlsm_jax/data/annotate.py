@@ -141,6 +141,7 @@ def make_entry(item: Described, card: Card, descriptions: Descriptions | None) -
     return {
         "img_name": item.row.image,
         "mask_name": item.row.mask,
+        **item.row.group_and_spacing,
         **({"bbox": list(item.box)} if item.box else {}),
         "attributes": words,
         "prompts": make_prompts(card.grammar, words, descriptions),

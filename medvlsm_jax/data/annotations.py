@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ class Record:
         target: the class of the object, where the dataset's card names its classes.
         attributes: attribute -> word, where the annotation file has them (`grammars.attributes_of` finds them anyway).
         name: the mask's path below its dataset's masks; predictions are named after it.
+        spacing: mm of a pixel of the image file, down and across, where the annotation file has it.
+        group: the patient or the sequence, where the annotation file names it.
     """
 
     card: Card
@@ -32,6 +35,8 @@ class Record:
     target: str = ""
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     name: str = ""
+    spacing: tuple[float, float] | None = None
+    group: str = ""
 
     @property
     def dataset(self) -> str:
@@ -110,7 +115,20 @@ def parse_record(entry: Any, card: Card, root: Path, where: str) -> Record:
         raise UserError(f"{where}: attributes must be words by name, not {attributes!r}")
     named = attributes.get("class", "")
     target = named if named in card.targets else find_target(card, prompts)
-    return Record(card, folders[0] / image, folders[1] / mask, prompts, target, attributes, mask)
+    spacing, group = parse_spacing(entry.get("spacing"), where), entry.get("group") or ""
+    if not isinstance(group, str):
+        raise UserError(f"{where}: group must be a text, the name of a patient or a sequence, not {group!r}")
+    return Record(card, folders[0] / image, folders[1] / mask, prompts, target, attributes, mask, spacing, group)
+
+
+def parse_spacing(value: Any, where: str) -> tuple[float, float] | None:
+    """Millimetres of a pixel, down and across; None for None. Raises UserError for all but two positive numbers."""
+    if value is None:
+        return None
+    numbers = value if isinstance(value, list) else []
+    if len(numbers) != 2 or not all(type(n) in (int, float) and 0 < n < math.inf for n in numbers):
+        raise UserError(f"{where}: spacing must be two positive numbers, mm of a pixel down and across, not {value!r}")
+    return float(numbers[0]), float(numbers[1])
 
 
 def find_target(card: Card, prompts: Mapping[str, str | tuple[str, ...]]) -> str:

@@ -91,12 +91,14 @@ def load_store(folder: Path, card: Card, split: str, *, is_required: bool = True
         return []
     entries = read_json(path)
     check_shards(folder, split, len(entries))
+    is_resized = stored_size(folder) > 0  # then the spacing of the annotations is not that of the stored pixels
     records = []
     for i, entry in enumerate(entries):
         record = parse_record(entry, card, folder, f"{path}, record {i}")
         image = StoredFile(folder, split, i, "image", entry["img_name"])
         mask = StoredFile(folder, split, i, "mask", entry["mask_name"])
-        records.append(replace(record, image=image, mask=mask))
+        spacing = None if is_resized else record.spacing
+        records.append(replace(record, image=image, mask=mask, spacing=spacing))
     return records
 
 

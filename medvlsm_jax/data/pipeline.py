@@ -29,6 +29,21 @@ Row = tuple[int, int, bool]  # index of a record, number of the pass, false for 
 
 
 @dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to ask for all records of a set.
+
+    Attributes:
+        sentences: one a record.
+        weights: how much the answer counts for each record, in the mean over several variants.
+        is_mirrored: whether the sentences are about the images with left and right exchanged.
+    """
+
+    sentences: Sequence[str]
+    weights: Sequence[float]
+    is_mirrored: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Loader:
     """Decodes, resizes and tokenises records, a batch at a time.
 
@@ -41,6 +56,7 @@ class Loader:
         classes: of a network with several outputs; each record is of one of them (`check_classes`).
         cache: of decoded and resized images and masks.
         features: of what frozen encoders make of images and sentences; its rows are added where it has them.
+        variants: sentences by the name of a condition; they are read in place of those of the prompt type.
     """
 
     records: Sequence[Record]
@@ -51,6 +67,7 @@ class Loader:
     classes: tuple[str, ...] = ()
     cache: ExampleCache | None = None
     features: FeatureCache | None = None
+    variants: Mapping[str, Sequence[Variant]] | None = None
 
     def sentence(self, index: int, epoch: int = 0) -> str:
         """The sentence of a record in one pass over the data."""
@@ -69,14 +86,30 @@ class Loader:
         load = read_pair if self.cache is None else self.cache.load
         for index, image, mask in zip(indices, batch["image"], batch["mask"], strict=True):
             load(self.records[index], image, mask)
-        if self.tokenizer is not None:
-            tokens = [self.tokenizer(self.sentence(index, epoch)) for index, epoch, _ in rows]
-            batch["input_ids"], batch["attention_mask"] = (np.stack(part) for part in zip(*tokens, strict=True))
+        if self.variants is None:
+            batch |= self.tokens([self.sentence(index, epoch) for index, epoch, _ in rows])
+        else:
+            batch["variants"] = {
+                name: [self.variant_batch(variant, indices) for variant in variants]
+                for name, variants in self.variants.items()
+            }
         if self.classes:
             batch["class_index"] = np.array([self.classes.index(self.records[i].target) for i in indices], np.int32)
         if self.features is not None:
             self.features.look_up(batch, [self.records[index] for index in indices], new_array)
         return batch
+
+    def tokens(self, sentences: Sequence[str]) -> Batch:
+        """Ids and mask (B, T) of sentences; nothing for a network that reads none."""
+        if self.tokenizer is None:
+            return {}
+        parts = zip(*(self.tokenizer(sentence) for sentence in sentences), strict=True)
+        return dict(zip(("input_ids", "attention_mask"), map(np.stack, parts), strict=True))
+
+    def variant_batch(self, variant: Variant, indices: Sequence[int]) -> Batch:
+        """The tokens and weights of these records in a variant."""
+        weights = np.array([variant.weights[index] for index in indices], np.float32)
+        return {"weight": weights, **self.tokens([variant.sentences[index] for index in indices])}
 
 
 def steps_per_epoch(num_records: int, batch_size: int) -> int:
@@ -148,9 +181,15 @@ def own_rows(batch_size: int, process: tuple[int, int]) -> range:
 
 
 def eval_batches(
-    loader: Loader, batch_size: int, *, process: tuple[int, int] = (0, 1), num_workers: int = 0, num_threads: int = 8
+    loader: Loader,
+    batch_size: int,
+    *,
+    first_step: int = 0,
+    process: tuple[int, int] = (0, 1),
+    num_workers: int = 0,
+    num_threads: int = 8,
 ) -> grain.DatasetIterator[Batch]:
-    """Every record once, in order; copies of the last one, marked invalid, fill up the last batch.
+    """Every record once, in order, from a step on; copies of the last one, marked invalid, fill up the last batch.
 
     All processes yield the same number of batches. Arguments are those of `train_batches`.
     """
@@ -160,7 +199,7 @@ def eval_batches(
         positions = [step * batch_size + row for row in own]
         return [(min(position, count - 1), 0, position < count) for position in positions]
 
-    steps = grain.MapDataset.range(-(-count // batch_size))
+    steps = grain.MapDataset.range(first_step, -(-count // batch_size))
     return read(steps.map(lambda step: loader(rows(step))), num_workers, num_threads)
 
 

@@ -82,21 +82,24 @@ def choose_prompt(record: Record, prompt: str, rng: np.random.Generator | None =
         rng: draws among phrasings in training; without it (evaluation) the first phrasing is taken, and `random` means
             the last, most detailed type.
     """
+    phrasings = find_phrasings(record, prompt, rng)
+    return phrasings[0 if rng is None or len(phrasings) == 1 else int(rng.integers(len(phrasings)))]
+
+
+def find_phrasings(record: Record, prompt: str, rng: np.random.Generator | None = None) -> tuple[str, ...]:
+    """All phrasings, at least one, of a record's sentence for a prompt type; `rng` draws the type of `random`."""
     if prompt.startswith(TEXT):
-        return prompt.removeprefix(TEXT)
+        return (prompt.removeprefix(TEXT),)
     if prompt == RANDOM:
         types = sorted(key for key, value in record.prompts.items() if value and is_numbered(key) and key != "p0")
         if not types:
-            return ""
+            return ("",)
         prompt = types[-1 if rng is None else int(rng.integers(len(types)))]
     phrasings = record.prompts.get(prompt, "")
     if prompt.startswith(SUBSET):
-        phrasings = compose(
-            record.card.grammar, attributes_of(record), parse_attributes(prompt), descriptions_of(record)
-        )
-    if isinstance(phrasings, str):
-        return phrasings
-    return phrasings[0 if rng is None else int(rng.integers(len(phrasings)))]
+        words, names = attributes_of(record), parse_attributes(prompt)
+        phrasings = compose(record.card.grammar, words, names, descriptions_of(record))
+    return (phrasings,) if isinstance(phrasings, str) else tuple(phrasings) or ("",)
 
 
 def is_numbered(key: str) -> bool:

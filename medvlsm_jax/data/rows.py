@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medvlsm_jax.data.annotations import parse_record, read_json
+from medvlsm_jax.data.annotations import parse_record, parse_spacing, read_json
 from medvlsm_jax.data.attributes import MEASURED
 from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.grammars import attributes_of
@@ -20,6 +20,7 @@ from medvlsm_jax.errors import UserError
 
 BACKUP = "anns.published"  # what was in anns/ before this program first wrote there
 COLUMNS = ("image", "mask", "split", "group", "target")  # of records.csv, before those of attributes
+SPACING = "spacing"  # a column that only some have, between them: mm of a pixel down and across, 0.31x0.15
 SEED = 42  # of the splits of a folder that has none
 
 
@@ -41,13 +42,25 @@ def unmeasured(row: Row) -> dict[str, str]:
 def read_rows(path: Path) -> list[Row]:
     """The lines of records.csv that are in a split."""
     rows = []
-    for line in read_csv(path):
+    for i, line in enumerate(read_csv(path), start=2):
         if missing := [column for column in COLUMNS if column not in line]:
             raise UserError(f"{path} has no column {missing[0]!r}: tools/prepare_data.py writes it")
-        words = {name: word for name, word in line.items() if name not in COLUMNS and word}
+        words = {name: word for name, word in line.items() if name not in (*COLUMNS, SPACING) and word}
         words = {"class": line["target"], **words} if line["target"] else words
-        rows.append(Row(line["image"], line["mask"], line["split"], line["group"], line["target"], words))
+        spacing = read_spacing(line.get(SPACING, ""), f"{path}, line {i}")
+        cells = [line[column] for column in COLUMNS]
+        rows.append(Row(*cells, attributes=words, spacing=spacing))
     return [row for row in rows if row.split in SPLITS]
+
+
+def read_spacing(text: str, where: str) -> tuple[float, float] | None:
+    """A cell of the column `spacing`; raises UserError when it is not empty and no two positive numbers."""
+    try:
+        return parse_spacing([float(number) for number in text.split("x")] if text else None, where)
+    except ValueError as error:
+        raise UserError(
+            f"{where}: spacing {text!r} is not of the form 0.31x0.15, mm of a pixel down and across"
+        ) from error
 
 
 def read_annotated(folder: Path, card: Card) -> list[Row]:
@@ -65,7 +78,9 @@ def read_annotated(folder: Path, card: Card) -> list[Row]:
         for i, entry in enumerate(entries):
             record = parse_record(entry, card, folder, f"{path}, record {i}")
             words = attributes_of(record)
-            rows.append(Row(entry["img_name"], entry["mask_name"], split, "", record.target, words, entry=entry))
+            names = (entry["img_name"], entry["mask_name"])
+            known = {"spacing": record.spacing, "entry": entry}
+            rows.append(Row(*names, split, record.group, record.target, words, **known))
     return rows
 
 

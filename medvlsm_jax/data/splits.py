@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class Row:
         attributes: words known from metadata, for the prompts.
         digest: of the image's pixels.
         entry: the published record, where there is one.
+        spacing: mm of a pixel of the image file, down and across, where it is known.
     """
 
     image: str
@@ -36,6 +38,14 @@ class Row:
     attributes: Mapping[str, str]
     digest: str = ""
     entry: Mapping[str, Any] | None = None
+    spacing: tuple[float, float] | None = None
+
+    @property
+    def group_and_spacing(self) -> dict[str, Any]:
+        """The two as an annotation file has them, as far as they are known."""
+        is_known = self.group not in ("", self.image, PurePosixPath(self.image).stem)
+        group = {"group": self.group} if is_known else {}
+        return group | ({"spacing": list(self.spacing)} if self.spacing else {})
 
 
 def assign_splits(

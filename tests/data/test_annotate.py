@@ -191,6 +191,38 @@ def test_records_csv_gives_splits_classes_and_metadata(folder):
     assert set(prompts["empty"].values()) == {"", "No tumor in the breast ultrasound image."}
 
 
+def test_records_csv_gives_patients_and_spacing(folder):
+    lines = ["image,mask,split,group,target,spacing", "a.png,a_mask.png,train,p1,polyp,0.31x0.15"]
+    lines += ["b.png,b_mask.png,train,b.png,polyp,", "c.png,c_mask.png,val,c,polyp,2x1e-1"]
+    (folder / "records.csv").write_text("\n".join(lines) + "\n")
+    annotate(folder, CARD)
+    keys = ("group", "spacing")
+    known = {name: {key: entry[key] for key in keys if key in entry} for name, entry in by_name(folder).items()}
+    assert known == {"a": {"group": "p1", "spacing": [0.31, 0.15]}, "b": {}, "c": {"spacing": [2.0, 0.1]}}
+    assert "spacing" not in by_name(folder)["a"]["attributes"]
+
+
+@pytest.mark.parametrize("cell", ["0.31", "0.31x0.15x1", "axb", "0x1", "-1x1", "nanx1", "infx1", "1 mm"])
+def test_a_spacing_of_another_form_is_named_by_its_line(folder, cell):
+    lines = ["image,mask,split,group,target,spacing", "a.png,a_mask.png,train,p1,polyp,1x1"]
+    (folder / "records.csv").write_text("\n".join([*lines, f"b.png,b_mask.png,train,p1,polyp,{cell}"]) + "\n")
+    message = error_of(annotate, folder, CARD)
+    assert message.startswith(f"{folder / 'records.csv'}, line 3: spacing ")
+    assert "mm of a pixel down and across" in message
+
+
+def test_annotations_keep_patients_and_spacing(folder):
+    for entries in write_published(folder).values():
+        for entry in entries:
+            entry |= {"group": f"patient of {entry['img_name']}", "spacing": [0.5, 0.25]}
+        split = {"a": "train", "c": "val", "e": "test"}[entries[0]["img_name"][0]]
+        (folder / "anns" / f"{split}.json").write_text(json.dumps(entries))
+    for _ in range(2):
+        annotate(folder, CARD)
+        found = [(name, entry["group"], entry["spacing"]) for name, entry in by_name(folder).items()]
+        assert found == [(name, f"patient of {name}.png", [0.5, 0.25]) for name in BOXES]
+
+
 def test_records_of_a_subfolder_and_of_several_masks_an_image(folder, tmp_path):
     root = tmp_path / "camus"
     for kind in ("images", "masks"):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,29 @@ def test_a_record_has_its_files_and_sentences(write, tmp_path):
     )
     assert first.prompts == {"p0": "", "p1": "polyp", "p7": ("one", "two")}
     assert second.image.name == "c.png"
+
+
+def test_a_record_may_have_its_patient_and_the_spacing_of_its_pixels(write, tmp_path):
+    write([ENTRY, ENTRY | {"spacing": [0.31, 1], "group": "patient0001"}, ENTRY | {"spacing": None, "group": None}])
+    records = load_records(tmp_path, "mine", "train")
+    assert [record.spacing for record in records] == [None, (0.31, 1.0), None]
+    assert [record.group for record in records] == ["", "patient0001", ""]
+
+
+@pytest.mark.parametrize(
+    "spacing",
+    ["0.31x0.15", 0.3, [], [0.3], [1, 1, 1], [0, 1], [-1, 1], [True, 1], ["1", 1], [math.nan, 1], [1, math.inf]],
+)
+def test_a_spacing_of_another_form_is_named_by_its_record(write, tmp_path, spacing):
+    path = write([ENTRY, ENTRY | {"spacing": spacing}])
+    message = error_of(load_records, tmp_path, "mine", "train")
+    assert message.startswith(f"{path}, record 1: spacing must be two positive numbers")
+
+
+@pytest.mark.parametrize("group", [3, ["patient1"], {"a": 1}])
+def test_a_group_of_another_form_is_named_by_its_record(write, tmp_path, group):
+    path = write([ENTRY | {"group": group}])
+    assert error_of(load_records, tmp_path, "mine", "train").startswith(f"{path}, record 0: group must be a text")
 
 
 def test_camus_lies_one_folder_deeper(write, tmp_path):

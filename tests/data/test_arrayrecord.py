@@ -57,7 +57,7 @@ def mine(tmp_path_factory) -> Path:
         Image.fromarray(np.uint8(255) * (noise(40, 50) > 20 * i)).save(masks / f"{i}.png")
         prompts = {"p0": "", "p1": f"tumor {i}", "p7": ["größer", "kleiner"]}
         entries.append({"img_name": name, "mask_name": f"{i}.png", "prompts": prompts, "bbox": [i], "sentences": []})
-    entries[1]["attributes"] = {"shape": "round"}
+    entries[1] |= {"attributes": {"shape": "round"}, "group": "patient1", "spacing": [0.31, 0.15]}
     (anns / "train.json").write_text(json.dumps(entries, ensure_ascii=False), "utf-8")
     (anns / "test.json").write_text(json.dumps(entries[:2]))
     (anns / "val.json").write_text("[]")
@@ -96,7 +96,8 @@ def content(file: File) -> bytes:
 
 
 def facts(records: list) -> list:
-    return [(r.card, r.name, r.prompts, r.target, r.attributes, r.image.name, r.mask.stem) for r in records]
+    names = ("card", "name", "prompts", "target", "attributes", "spacing", "group")
+    return [(*(getattr(r, name) for name in names), r.image.name, r.mask.stem) for r in records]
 
 
 def assert_same_pairs(first: list, second: list, size: int) -> None:
@@ -110,6 +111,7 @@ def test_files_lie_in_it_as_found_in_whatever_format(mine, store):
     assert len(list(store.glob("*-train.array_record-*-of-00003"))) == 3
     folder, stored = load_split(mine, MINE, "train"), load_store(store, MINE, "train")
     assert facts(stored) == facts(folder)
+    assert (stored[1].spacing, stored[1].group) == ((0.31, 0.15), "patient1")
     for one, other in zip(folder, stored, strict=True):
         assert (content(other.image), content(other.mask)) == (content(one.image), content(one.mask))
         assert isinstance(other.image, File)
@@ -337,3 +339,8 @@ def test_tensorflow_is_never_asked_for_and_nothing_is_printed(mine, tmp_path):
 def test_a_stored_file_says_what_it_is(tmp_path):
     file = StoredFile(tmp_path, "train", 3, "mask", "deep/x.y.png")
     assert (file.name, file.stem, file.is_file()) == ("x.y.png", "x.y", False)
+
+
+def test_the_spacing_of_resized_pixels_is_not_known(mine, tmp_path):
+    stored = load_store(write_store(mine, MINE, tmp_path, image_size=SIZE), MINE, "train")
+    assert (stored[1].spacing, stored[1].group) == (None, "patient1")

@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ def frame_items(folder: Path, view: str, phase: str, card: Card, splits: Mapping
             patient,
             split,
             attributes,
+            read_extent=functools.partial(read_extent, volume),
         )
         for label, target in enumerate(card.targets, start=1)
     ]
@@ -92,19 +94,47 @@ def read_volume(path: Path) -> Num[np.ndarray, "h w"]:
     Raises:
         UserError: SimpleITK is not installed, the file cannot be read, or it has several slices.
     """
+    library = import_simpleitk()
     try:
-        import SimpleITK
-    except ImportError as error:
-        raise UserError("CAMUS needs SimpleITK: pip install 'medvlsm-jax[medical]'") from error
-    try:
-        values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path))
+        values = library.GetArrayFromImage(library.ReadImage(path))
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{path} cannot be read ({reason}): unpack it anew, .mhd with its .raw") from error
+        raise unreadable(path, error) from error
     values = values.reshape([side for i, side in enumerate(values.shape) if side > 1 or i >= values.ndim - 2])
     if values.ndim != 2:
         raise UserError(f"{path} has {values.ndim} axes, {values.shape}, but an image of one slice is expected")
     return values
+
+
+@functools.lru_cache(maxsize=2)
+def read_extent(path: Path) -> tuple[float, float]:
+    """Height and width of a volume's slice in mm, from its header, where SimpleITK has the axis across first.
+
+    Raises:
+        UserError: SimpleITK is not installed, or the header cannot be read.
+    """
+    reader = import_simpleitk().ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise unreadable(path, error) from error
+    across, down, *_ = (n * mm for n, mm in zip(reader.GetSize(), reader.GetSpacing(), strict=True))
+    return down, across
+
+
+def import_simpleitk() -> ModuleType:
+    """The library that reads both formats; raises UserError when it is not installed."""
+    try:
+        import SimpleITK
+    except ImportError as error:
+        raise UserError("CAMUS needs SimpleITK: pip install 'medvlsm-jax[medical]'") from error
+    return SimpleITK
+
+
+def unreadable(path: Path, error: RuntimeError) -> UserError:
+    """What is said of a volume that SimpleITK refuses."""
+    reason = str(error).strip().splitlines()[-1]
+    return UserError(f"{path} cannot be read ({reason}): unpack it anew, .mhd with its .raw")
 
 
 def read_slice(path: Path) -> UInt8[np.ndarray, "h w"]:

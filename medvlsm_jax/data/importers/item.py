@@ -30,6 +30,7 @@ class Item:
         split: where the download itself fixes it, else empty.
         attributes: words for the prompts, known from metadata.
         keep_empty: otherwise an object with an empty mask is left out.
+        read_extent: gives height and width of the image in mm, where the download has them.
     """
 
     image: str
@@ -41,6 +42,7 @@ class Item:
     split: str = ""
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     keep_empty: bool = True
+    read_extent: Callable[[], tuple[float, float]] | None = None
 
 
 def image_name(path: Path, stem: str = "") -> str:

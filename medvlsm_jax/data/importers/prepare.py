@@ -13,10 +13,10 @@ from medvlsm_jax.data.annotate import annotate
 from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.importers import find_items
 from medvlsm_jax.data.importers.files import write_files
-from medvlsm_jax.data.importers.item import Item
+from medvlsm_jax.data.importers.item import Item, image_size
 from medvlsm_jax.data.importers.published import find_published, match_published, read_entries, write_published
 from medvlsm_jax.data.integrity import is_colondb_copy
-from medvlsm_jax.data.rows import COLUMNS
+from medvlsm_jax.data.rows import COLUMNS, SPACING
 from medvlsm_jax.data.splits import Leak, Row, assign_splits, drop_leaks, find_leaks
 from medvlsm_jax.errors import UserError
 
@@ -81,7 +81,8 @@ def prepare(
     if finished := claim(folder, files, splits):
         return finished
     digests, masks = write_files(items, folder, card.subfolder, max_side=max_side, workers=workers)
-    rows = [row_of(item, digests) for item in items if item.mask in masks]
+    images = folder / "images" / card.subfolder
+    rows = [row_of(item, digests, images) for item in items if item.mask in masks]
     rows = match_published(annotations, card, rows) if annotations else draw_splits(rows, card, seed)
     rows = settle_leaks(rows, on_leak, is_published=annotations is not None)
     atomic.write_csv(folder / "records.csv", csv_rows(rows))
@@ -148,10 +149,18 @@ def write_source(folder: Path, values: Mapping[str, Any]) -> None:
 # --- Rows ------------------------------------------------------------------------------------------------------------
 
 
-def row_of(item: Item, digests: Mapping[str, str]) -> Row:
-    """The line of records.csv of an object."""
-    image = item.image
-    return Row(image, item.mask, item.split, item.group, item.target, item.attributes, digests[image])
+def row_of(item: Item, digests: Mapping[str, str], images: Path) -> Row:
+    """The line of records.csv of an object whose image is written."""
+    known = {"digest": digests[item.image], "spacing": find_spacing(item, images / item.image)}
+    return Row(item.image, item.mask, item.split, item.group, item.target, item.attributes, **known)
+
+
+def find_spacing(item: Item, path: Path) -> tuple[float, float] | None:
+    """Millimetres of a pixel of the written image, down and across, to six digits; None where they are not known."""
+    if item.read_extent is None:
+        return None
+    (down, across), (width, height) = item.read_extent(), image_size(path)
+    return float(f"{down / height:.6g}"), float(f"{across / width:.6g}")
 
 
 def draw_splits(rows: Sequence[Row], card: Card, seed: int) -> list[Row]:
@@ -203,10 +212,15 @@ def summary(leaks: Sequence[Leak]) -> str:
 
 
 def csv_rows(rows: Sequence[Row]) -> list[list[str]]:
-    """The lines of records.csv: the columns of every dataset, then the attributes that this one has."""
+    """The lines of records.csv: the columns of every dataset, then the spacing and the attributes that this one has."""
     attributes = dict.fromkeys(key for row in rows for key in row.attributes)
+    spacing = [SPACING] if any(row.spacing for row in rows) else []
     lines = [
-        [*(getattr(row, column) for column in COLUMNS), *(row.attributes.get(key, "") for key in attributes)]
+        [
+            *(getattr(row, column) for column in COLUMNS),
+            *("x".join(map(str, row.spacing or ())) for _ in spacing),
+            *(row.attributes.get(key, "") for key in attributes),
+        ]
         for row in rows
     ]
-    return [[*COLUMNS, *attributes], *lines]
+    return [[*COLUMNS, *spacing, *attributes], *lines]

@@ -85,10 +85,14 @@ def read_entries(path: Path) -> list[Entry]:
 
 
 def write_published(folder: Path, rows: Sequence[Row]) -> None:
-    """Writes anns/{train,val,test}.json of the records, whole but for the names, which become those of our files."""
+    """Writes anns/{train,val,test}.json of the records, whole but for the names, which become those of our files.
+
+    What the download knows of patients and pixels is added.
+    """
     (folder / "anns").mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        names = [(row.entry, {"img_name": row.image, "mask_name": row.mask}) for row in rows if row.split == split]
-        entries = [{**entry, **renamed} for entry, renamed in names if entry is not None]
+        found = [row for row in rows if row.split == split]
+        ours = [{"img_name": row.image, "mask_name": row.mask, **row.group_and_spacing} for row in found]
+        entries = [{**row.entry, **known} for row, known in zip(found, ours, strict=True) if row.entry is not None]
         if entries:
             atomic.write_text(folder / "anns" / f"{split}.json", json.dumps(entries, indent=1) + "\n")

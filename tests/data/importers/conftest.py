@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 SIZE = (24, 20)  # width, height
+SPACING = (0.308, 0.154)  # of CAMUS, mm of a pixel across and down
 FRAMES = (1, 2, 25, 26, 27, 60, 70, 80, 110, 130, 160, 180)  # of ClinicDB, in several sequences
 CAMUS_INFO = {"patient0001": ("F", 56, "Good"), "patient0002": ("M", 73, "Poor"), "patient0003": ("M", 40, "Medium")}
 
@@ -100,7 +101,9 @@ def write_patient(folder: Path, sex: str, age: int, quality: str, suffix: str, *
             stem = f"{folder.name}_{view}_{phase}"
             volumes = {stem: pixels(f"{folder.parent.name}{stem}")[..., 0], f"{stem}_gt": labels()}
             for name, values in list(volumes.items())[: 1 + has_labels]:
-                SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values[None]), folder / f"{name}{suffix}")
+                volume = SimpleITK.GetImageFromArray(values[None])
+                volume.SetSpacing((*SPACING, 1.0))
+                SimpleITK.WriteImage(volume, folder / f"{name}{suffix}")
 
 
 def labels() -> np.ndarray:

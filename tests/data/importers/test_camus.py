@@ -5,7 +5,7 @@ import pytest
 
 from medvlsm_jax.data.cards import CARDS
 from medvlsm_jax.data.importers import find_items
-from medvlsm_jax.data.importers.camus import find_published, read_info, read_slice
+from medvlsm_jax.data.importers.camus import find_published, read_extent, read_info, read_slice
 from medvlsm_jax.data.splits import Row
 from medvlsm_jax.errors import UserError
 
@@ -55,6 +55,30 @@ def test_nibabel_writes_columns_first(tmp_path, draw, shape):
     stored = values.T if shape == "plane" else values.T[..., None]
     nibabel.Nifti1Image(stored, np.eye(4)).to_filename(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(read_slice(tmp_path / "a.nii.gz"), values)
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nii.gz"])
+def test_height_and_width_in_mm_are_the_headers(tmp_path, draw, suffix):
+    draw.write_patient(tmp_path / "database_nifti" / "patient0007", "F", 30, "Good", suffix)
+    for item in find_items(tmp_path, CAMUS):
+        height, width = item.read_image().shape
+        assert item.read_extent() == pytest.approx((0.154 * height, 0.308 * width), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", ["plane", "slice"])
+def test_height_and_width_in_mm_of_what_nibabel_writes(tmp_path, draw, shape):
+    nibabel = pytest.importorskip("nibabel")
+    values = draw.pixels("a")[..., 0].T
+    image = nibabel.Nifti1Image(values if shape == "plane" else values[..., None], np.diag([0.3, 0.2, 1, 1]))
+    image.to_filename(tmp_path / "a.nii")
+    height, width = read_slice(tmp_path / "a.nii").shape
+    assert read_extent(tmp_path / "a.nii") == pytest.approx((0.2 * height, 0.3 * width), rel=1e-6)
+
+
+def test_a_header_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "a.mhd").write_text("no header")
+    with pytest.raises(UserError, match=r"a\.mhd cannot be read"):
+        read_extent(tmp_path / "a.mhd")
 
 
 def test_values_beyond_a_byte_are_stretched_and_others_kept(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medvlsm_jax.data.annotate import annotate
 from medvlsm_jax.data.annotations import load_records
 from medvlsm_jax.data.cards import CARDS, Card
 from medvlsm_jax.data.images import load_pair
@@ -105,6 +106,28 @@ def test_metadata_reach_the_prompts(download, tmp_path):
         "with poor image quality."
     )
     assert record.image == tmp_path / "camus" / "images" / "train" / "patient0002_4CH_ES.png"
+
+
+@pytest.mark.parametrize(("max_side", "spacing"), [(0, (0.154, 0.308)), (12, (0.308, 0.616))])
+def test_camus_keeps_its_patients_and_the_spacing_of_the_written_pixels(download, tmp_path, max_side, spacing):
+    prepare(CARDS["camus"], download("camus"), tmp_path, workers=1, max_side=max_side)
+    assert {line["spacing"] for line in records_csv(tmp_path / "camus")} == {"x".join(map(str, spacing))}
+    for _ in range(2):  # as prepared, and with prompts made anew
+        records = load_records(tmp_path, "camus", "train")
+        assert {record.spacing for record in records} == {spacing}
+        assert all(record.image.name.startswith(f"{record.group}_") for record in records)
+        assert "spacing" not in records[0].attributes
+        annotate(tmp_path / "camus", CARDS["camus"], workers=1)
+
+
+@pytest.mark.parametrize(("dataset", "has_group"), [("clinicdb_polyp", True), ("kvasir_polyp", False)])
+def test_a_group_is_written_where_it_is_more_than_the_image(download, tmp_path, dataset, has_group):
+    prepare(CARDS[dataset], download(dataset), tmp_path, workers=1)
+    records = load_records(tmp_path, dataset, "train")
+    assert {record.group.startswith("sequence ") for record in records} == {has_group}
+    assert has_group or {record.group for record in records} == {""}
+    assert {record.spacing for record in records} == {None}
+    assert "spacing" not in records_csv(tmp_path / dataset)[0]
 
 
 def test_a_normal_busi_image_has_no_tumor(download, tmp_path):

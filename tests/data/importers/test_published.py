@@ -128,6 +128,17 @@ def test_published_splits_may_part_the_frames_of_a_sequence(download, tmp_path, 
     assert "2 sequences are in several" in capsys.readouterr().out
 
 
+def test_records_get_the_patient_and_the_spacing_of_the_download(download, tmp_path):
+    names = ("patient0001_2CH_ED.png", "mask_1/patient0001_2CH_ED_gt.png")
+    published = entry(*names) | {"prompts": {"p1": "Left ventricular cavity of the heart."}}
+    anns = write_anns(tmp_path / "published" / "camus", val=[published])
+    prepare(CARDS["camus"], download("camus"), tmp_path / "data", annotations=anns, workers=1)
+    written = json.loads((tmp_path / "data" / "camus" / "anns" / "val.json").read_text())
+    assert written == [published | {"group": "patient0001", "spacing": [0.154, 0.308]}]
+    record = load_records(tmp_path / "data", "camus", "val")[0]
+    assert (record.group, record.spacing) == ("patient0001", (0.154, 0.308))
+
+
 def test_the_published_records_of_cvc300_are_not_its_own(download, tmp_path, shared, capsys):
     counts = prepare(
         CARDS["cvc300_polyp"], download("cvc300_polyp"), tmp_path, annotations=shared / "annotations", workers=1
