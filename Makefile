@@ -18,8 +18,8 @@ install: $(VENV)/runtime.stamp  ## install the package and what it needs to run
 
 install-dev: $(VENV)/dev.stamp  ## install the tools for test and lint as well
 
-install-torch: $(VENV)/runtime.stamp  ## install PyTorch, for the parity tests and PyTorch checkpoints
-	$(PIP_INSTALL) torch==2.13.0
+install-torch: $(VENV)/runtime.stamp  ## install PyTorch and MONAI, for the parity tests and PyTorch checkpoints
+	$(PIP_INSTALL) torch==2.13.0 monai==1.6.1
 
 # Huge pages spare XLA on CPU most page faults of its fresh buffers: 96 instead of 67 images/s here. Other systems ignore it.
 quickstart bench: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1

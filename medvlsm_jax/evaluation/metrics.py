@@ -1,8 +1,13 @@
-"""Dice and IoU of each image, on device; means are taken later, over exactly the images of a set."""
+"""Overlap of each image, on device; means are taken later, over exactly the images of a set."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+OVERLAP = ("dice", "iou", "precision", "recall")
+ORIGINAL = (*(f"{name}_original" for name in OVERLAP), "hd95", "nsd")  # found on the host, by original.py
+BINS = 100  # of probabilities, between thresholds of whole percents
 
 
 def overlap(
@@ -13,25 +18,52 @@ def overlap(
     return (prediction * target).sum(axes), prediction.sum(axes), target.sum(axes)
 
 
-def dice_and_iou(
-    logits: Float[Array, "b h w c"], target: Float[Array, "b h w c"], threshold: float
+def overlap_metrics(
+    probability: Float[Array, "b h w c"], target: Float[Array, "b h w c"], threshold: float
 ) -> dict[str, Float[Array, " b"]]:
-    """The paper's metrics of each image at model resolution, 0 to 1.
+    """The metrics called OVERLAP of each image at model resolution, 0 to 1.
 
-    A pixel is predicted where its probability exceeds `threshold`. Truth and prediction both empty count 1, only one of
-    them empty counts 0 (MONAI's DiceMetric and MeanIoU with ignore_empty=False, as in the original).
+    A pixel is predicted where its probability exceeds `threshold`. Dice and IoU are the paper's: truth and prediction
+    both empty count 1, only one of them empty counts 0 (MONAI's DiceMetric and MeanIoU with ignore_empty=False, as in
+    the original). Precision and recall, which the paper does not give, follow the same rule, so that every image
+    counts in every mean.
 
     Args:
-        logits: before the sigmoid.
+        probability: of the foreground.
         target: 0 or 1.
         threshold: a probability.
     """
-    predicted = (jax.nn.sigmoid(logits) > threshold).astype(jnp.float32)
+    predicted = (probability > threshold).astype(jnp.float32)
     intersection, predicted_pixels, target_pixels = overlap(predicted, target)
     total = predicted_pixels + target_pixels
-    union = total - intersection
-    empty = total == 0
+
+    def share(part: Array, whole: Array) -> Array:
+        return jnp.where(total == 0, 1.0, part / jnp.maximum(whole, 1))
+
     return {
-        "dice": jnp.where(empty, 1.0, 2 * intersection / jnp.maximum(total, 1)),
-        "iou": jnp.where(empty, 1.0, intersection / jnp.maximum(union, 1)),
+        "dice": share(2 * intersection, total),
+        "iou": share(intersection, total - intersection),
+        "precision": share(intersection, predicted_pixels),
+        "recall": share(intersection, target_pixels),
     }
+
+
+def probability_counts(
+    probability: Float[Array, "b h w c"], target: Float[Array, "b h w c"]
+) -> Float[Array, "b 3 bins"]:
+    """What a threshold sweep and a calibration need of each image, by bins of its probabilities.
+
+    Bin k holds the pixels with k / 100 < p <= (k + 1) / 100, and bin 0 those with p = 0 too: what exceeds the threshold
+    k / 100 are the bins from k on.
+
+    Returns:
+        Pixels of the background, pixels of the foreground, and the sum of the probabilities, in each bin.
+    """
+    edges = np.float32(np.arange(1, BINS) / BINS)  # XLA would multiply by the reciprocal, and miss some by a bit
+    flat, truth = (x.reshape(len(x), -1) for x in (probability.astype(jnp.float32), target.astype(jnp.float32)))
+    bins = jnp.searchsorted(edges, flat)  # edges below p
+
+    def count(bins: Array, *weights: Array) -> Array:
+        return jnp.stack([jnp.bincount(bins, weights=weight, length=BINS) for weight in weights])
+
+    return jax.vmap(count)(bins, 1 - truth, truth, flat)

@@ -1,5 +1,6 @@
 """Probabilities at an image's own size, and overlays that a person can judge."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,8 +72,10 @@ def write_prediction(
 def captioned_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], side: int = 224) -> Image.Image:
     """Pictures in rows on white, each scaled to `side` pixels with its caption below."""
     captions = [[textwrap.fill(caption, 36) for _, caption in row] for row in rows]
-    margin, caption_height = 8, 10 + 15 * max(text.count("\n") + 1 for row in captions for text in row)
-    font = ImageFont.load_default(size=12)
+    size = round(12 * side / 224)
+    lines = max(text.count("\n") + 1 for row in captions for text in row)
+    margin, caption_height = 8, 10 + round(1.25 * size) * lines
+    font = ImageFont.load_default(size=size)
     step_x, step_y = side + margin, side + caption_height
     sheet = Image.new("RGB", (margin + step_x * max(map(len, rows)), margin + step_y * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -82,3 +85,8 @@ def captioned_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], side: int
             sheet.paste(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), corner)
             draw.text((corner[0], corner[1] + side + 2), captions[i][j], "black", font, spacing=2)
     return sheet
+
+
+def file_name(prompt: str) -> str:
+    """A condition as a folder name, or `text-` and a sentence."""
+    return re.sub(r"[^a-zA-Z0-9_]+", "-", prompt).strip("-")[:80]

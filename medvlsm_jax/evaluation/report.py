@@ -1,55 +1,54 @@
-"""From one value an image to the files and tables that people read."""
+"""From one value an image to the tables that people read."""
 
-import csv
-import io
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from medvlsm_jax import atomic
+from medvlsm_jax.evaluation.cases import Cases
+from medvlsm_jax.evaluation.statistics import estimate_columns
 
-METRICS = ("dice", "iou")
-COLUMNS = ("dataset", "prompt", "image", "mask", *METRICS, "sentence")
-
-Case = Mapping[str, Any]  # one image: the COLUMNS
+Summary = dict[str, dict[str, dict[str, Any]]]  # dataset -> condition -> name -> number
 
 
-def summarise(cases: Sequence[Case]) -> dict[str, dict[str, dict[str, float]]]:
-    """Dataset -> prompt -> n, and mean and sample standard deviation of each metric over images, 0 to 1."""
-    summary: dict[str, dict[str, dict[str, float]]] = {}
-    groups = dict.fromkeys((case["dataset"], case["prompt"]) for case in cases)
-    for dataset, prompt in groups:
-        group = [case for case in cases if (case["dataset"], case["prompt"]) == (dataset, prompt)]
-        row: dict[str, float] = {"n": len(group)}
-        for metric in METRICS:
-            values = np.array([case[metric] for case in group], np.float64)
-            row[f"{metric}_mean"] = float(values.mean())
-            row[f"{metric}_std"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+def summarise(cases: Cases) -> Summary:
+    """What metrics.json holds: dataset -> condition -> `describe`, and the same `by` class, sex, … where it differs."""
+    summary: Summary = {}
+    for (dataset, prompt), rows in cases.by("dataset", "prompt").items():
+        group = cases.select(rows)
+        row = describe(group)
+        if parts := {name: split(group, name) for name in group.groups if is_telling(group, name)}:
+            row["by"] = parts
         summary.setdefault(dataset, {})[prompt] = row
     return summary
 
 
-def write_report(folder: Path, cases: Sequence[Case]) -> dict[str, dict[str, dict[str, float]]]:
-    """Writes cases.csv and metrics.json, and returns what metrics.json holds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    summary = summarise(cases)
-    atomic.write_text(folder / "cases.csv", to_csv(cases))
-    atomic.write_text(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
-    return summary
+def describe(cases: Cases) -> dict[str, Any]:
+    """Of each metric mean, sample standard deviation and 95 % interval over all the cases.
+
+    `n` are the records, `clusters` the images or patients that are resampled for the interval, which is null for
+    fewer than two; `hd95_one_empty` are the records whose HD95 is the image's diagonal.
+    """
+    names = list(cases.numbers)
+    estimates = estimate_columns(np.stack(list(cases.numbers.values()), axis=1), cases.texts["cluster"])
+    row: dict[str, Any] = {"n": estimates[0].n, "clusters": estimates[0].clusters}
+    for name, found in zip(names, estimates, strict=True):
+        row |= {f"{name}_{field}": getattr(found, field) for field in ("mean", "std", "low", "high")}
+    if "hd95" in names:
+        row["unit"] = "/".join(dict.fromkeys(cases.texts["unit"]))
+        row["hd95_one_empty"] = cases.texts["one_empty"].count("1")
+    return row
 
 
-def to_csv(cases: Iterable[Case]) -> str:
-    """One line an image under a header."""
-    text = io.StringIO()
-    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for case in cases:
-        writer.writerow({**case, **{metric: f"{case[metric]:.6f}" for metric in METRICS}})
-    return text.getvalue()
+def is_telling(cases: Cases, group: str) -> bool:
+    """Whether the cases differ in a group."""
+    return len(set(cases.texts[group])) > 1
+
+
+def split(cases: Cases, group: str) -> dict[str, dict[str, Any]]:
+    """The cases of each value of a group, by themselves; those that do not tell are `unknown`."""
+    return {value or "unknown": describe(cases.select(rows)) for (value,), rows in sorted(cases.by(group).items())}
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -69,11 +68,19 @@ def percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-def summary_table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The content of metrics.json as a table, in percent."""
-    rows = [["dataset / prompt", "n", "Dice", "± std", "IoU", "± std"]]
+def summary_table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The content of metrics.json as a table, in percent but for HD95."""
+    has_surface = any("hd95_mean" in row for prompts in summary.values() for row in prompts.values())
+    rows = [["dataset / prompt", "n", "Dice", "95 % interval", "IoU", *(["HD95", "NSD"] if has_surface else [])]]
     for dataset, prompts in summary.items():
         for prompt, row in prompts.items():
-            values = [percent(row[f"{metric}_{kind}"]) for metric in METRICS for kind in ("mean", "std")]
-            rows.append([f"{dataset} / {prompt}", str(int(row["n"])), *values])
+            values = [percent(row["dice_mean"]), interval(row["dice_low"], row["dice_high"]), percent(row["iou_mean"])]
+            if has_surface:
+                values += [f"{row['hd95_mean']:.2f} {row['unit']}", percent(row["nsd_mean"])]
+            rows.append([f"{dataset} / {prompt}", str(row["n"]), *values])
     return table(rows)
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """The ends of an interval in percent; a dash where there is none."""
+    return "-" if low is None or high is None else f"{percent(low)} to {percent(high)}"

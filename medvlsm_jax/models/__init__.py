@@ -56,6 +56,16 @@ def split_abstract(config: NetworkConfig) -> tuple[nnx.GraphDef, Any]:
     return nnx.split(nnx.eval_shape(lambda: NETWORKS[network_of(config)](config, rngs=nnx.Rngs(0))))
 
 
+def preset_of(config: NetworkConfig) -> str:
+    """The preset that a config has the sizes of; else its network."""
+    names = ("classes", "dtype", "remat", "image_size", "threshold", "tokenizer")
+    others = {name: getattr(config, name) for name in names}
+    for name, (_, found) in PRESETS.items():
+        if type(found) is type(config) and override(found, others) == config:
+            return name
+    return network_of(config)
+
+
 def input_shapes(config: NetworkConfig) -> list[jax.ShapeDtypeStruct]:
     """Shapes of what a network is called with for one image: pixels, and where it reads tokens and their mask."""
     pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)

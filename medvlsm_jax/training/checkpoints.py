@@ -10,6 +10,7 @@ moving averages if there are any in `checkpoints/STEP/ema/`, and once for all wh
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -156,6 +157,18 @@ def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: A
         with Checkpoints(folder) as checkpoints:
             arrays = checkpoints.load_arrays(checkpoints.best(), abstract)
     return Pretrained(config, graphdef, arrays, tokenizer_of(folder, config))
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Changes with the files that `load_pretrained` reads, by their names, sizes and times; errors are those of it."""
+    folder = Path(folder).absolute()
+    parts = [folder / ARRAYS]
+    if not parts[0].is_dir():
+        with Checkpoints(folder) as checkpoints:
+            parts = [folder / CHECKPOINTS / str(checkpoints.best()), folder / FROZEN]
+    files = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
+    stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
 def load(path: str | Path, **overrides: Any) -> Network:

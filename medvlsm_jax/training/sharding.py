@@ -5,6 +5,7 @@ divisible axis.
 """
 
 import functools
+import json
 import socket
 import zlib
 from collections import deque
@@ -118,6 +119,17 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None
     if batch_size < 1 or accumulation < 1 or batch_size % (mesh.size * accumulation):
         parts = f" x config.accumulation={accumulation}" if accumulation != 1 else ""
         raise UserError(f"config.batch_size={batch_size} is not a multiple of the {mesh.size} devices{parts}")
+
+
+def from_first_process(value: Any) -> Any:
+    """What the first process says, on all of them; it has to be json."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(size, np.uint8)
+    padded[: min(size, len(text))] = text[:size]
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
 def processes_on_this_host() -> int:

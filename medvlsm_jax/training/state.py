@@ -9,9 +9,9 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from medvlsm_jax.evaluation.metrics import dice_and_iou
+from medvlsm_jax.evaluation.metrics import OVERLAP, overlap_metrics
 from medvlsm_jax.models.layers import normalize_pixels
 from medvlsm_jax.models.network import Network, NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
@@ -106,7 +106,7 @@ def new_state(
 
 
 def forward(model: Network, batch: Batch, rngs: nnx.Rngs | None = None) -> Float[Array, "b height width 1"]:
-    """Logits for a batch of uint8 images and tokens; of several classes, those of the one that each record asks for.
+    """Logits for a batch of uint8 images and tokens; of several classes, those of the record's own.
 
     Where the batch holds what frozen encoders made of them (`features.py`), the decoder alone is run.
     """
@@ -117,9 +117,16 @@ def forward(model: Network, batch: Batch, rngs: nnx.Rngs | None = None) -> Float
     else:
         pixel_values = normalize_pixels(batch["image"], config.pixel_mean, config.pixel_std)
         logits = model(pixel_values, batch.get("input_ids"), batch.get("attention_mask"), rngs=rngs)
-    if "class_index" not in batch:
+    return own_class(logits, batch.get("class_index"))
+
+
+def own_class(
+    logits: Float[Array, "b height width classes"], class_index: Int[Array, " b"] | None
+) -> Float[Array, "b height width 1"]:
+    """Of several classes the logits of the one that each record asks for."""
+    if class_index is None:
         return logits
-    return jnp.take_along_axis(logits, batch["class_index"][:, None, None, None], axis=-1)
+    return jnp.take_along_axis(logits, class_index[:, None, None, None], axis=-1)
 
 
 def make_train_step(
@@ -212,7 +219,7 @@ def cut(batch: Batch, parts: int) -> Batch:
 
 
 def make_eval_step(graphdef: nnx.GraphDef, mesh: Mesh, loss: Loss | None = None, *, probabilities: bool = False) -> Any:
-    """Compiles `(arrays, batch) -> values of each image`: index, valid, dice, iou, and if one is given loss and weight.
+    """Compiles `(arrays, batch) -> values of each image`: index, valid, OVERLAP, and if one is given loss and weight.
 
     They are replicated, so that every process can read all of them; the map called `probability`, on request, stays
     where its rows are. The result is what jit makes, and can be lowered.
@@ -222,7 +229,7 @@ def make_eval_step(graphdef: nnx.GraphDef, mesh: Mesh, loss: Loss | None = None,
         model = merge_model(graphdef, arrays)
         logits = forward(model, batch)
         target = batch["mask"].astype(jnp.float32)
-        values = dice_and_iou(logits, target, model.config.threshold)
+        values = overlap_metrics(jax.nn.sigmoid(logits), target, model.config.threshold)
         values |= {name: batch[name] for name in ("index", "valid")}
         if loss is not None:
             values |= {"loss": loss(logits, target), "weight": loss.weights(target)}
@@ -230,7 +237,7 @@ def make_eval_step(graphdef: nnx.GraphDef, mesh: Mesh, loss: Loss | None = None,
             values["probability"] = jax.nn.sigmoid(logits)
         return values
 
-    shardings: dict[str, Any] = dict.fromkeys(("index", "valid", "dice", "iou"), replicated(mesh))
+    shardings: dict[str, Any] = dict.fromkeys(("index", "valid", *OVERLAP), replicated(mesh))
     if loss is not None:
         shardings |= {"loss": replicated(mesh), "weight": replicated(mesh)}
     if probabilities:

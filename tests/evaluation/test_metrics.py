@@ -1,10 +1,11 @@
-"""Dice, IoU and the losses against the original's, and the cases that its paper defines."""
+"""Dice, IoU and the losses against the original's, the cases that its paper defines, counts of probabilities."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvlsm_jax.evaluation.metrics import dice_and_iou, overlap
+from medvlsm_jax.evaluation.metrics import BINS, OVERLAP, overlap, overlap_metrics, probability_counts
 from medvlsm_jax.training.losses import binary_cross_entropy, dice_bce, soft_dice
 
 
@@ -19,11 +20,11 @@ def batch(original):
     return tuple(jnp.asarray(original[name].transpose(0, 2, 3, 1), jnp.float32) for name in ("logits", "mask"))
 
 
-def scores(predicted, target) -> tuple[float, float]:
-    """Dice and IoU of one image of 0s and 1s."""
-    logits, mask = (jnp.asarray(x, jnp.float32).reshape(1, 1, -1, 1) for x in (predicted, target))
-    values = dice_and_iou(20 * logits - 10, mask, 0.5)
-    return float(values["dice"][0]), float(values["iou"][0])
+def scores(predicted, target) -> list[float]:
+    """OVERLAP of one image of 0s and 1s."""
+    probability, mask = (jnp.asarray(x, jnp.float32).reshape(1, 1, -1, 1) for x in (predicted, target))
+    values = overlap_metrics(probability, mask, 0.5)
+    return [float(values[name][0]) for name in OVERLAP]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,9 @@ def scores(predicted, target) -> tuple[float, float]:
     [("dice", 0.5, "dice_threshold_0_5"), ("iou", 0.5, "iou_threshold_0_5"), ("dice", 0.35, "dice_threshold_0_35")],
 )
 def test_metrics_are_the_originals(original, batch, metric, threshold, key):
-    np.testing.assert_allclose(dice_and_iou(*batch, threshold)[metric], original[key][:, 0], atol=1e-6)
+    logits, mask = batch
+    values = overlap_metrics(jax.nn.sigmoid(logits), mask, threshold)
+    np.testing.assert_allclose(values[metric], original[key][:, 0], atol=1e-6)
 
 
 def test_losses_are_the_originals(original, batch):
@@ -48,34 +51,68 @@ def test_soft_dice_of_the_images_with_a_mask_is_the_cnns_loss(original, batch):
 
 
 @pytest.mark.parametrize(
-    ("predicted", "target", "dice", "iou"),
+    ("predicted", "target", "expected"),  # Dice, IoU, precision, recall
     [
-        ([1, 1, 0, 0], [0, 1, 1, 0], 1 / 2, 1 / 3),
-        ([1, 1, 1, 1], [1, 0, 0, 0], 2 / 5, 1 / 4),
-        ([1, 0, 0, 0], [1, 0, 0, 0], 1, 1),
-        ([1, 0], [0, 1], 0, 0),
-        ([0, 0], [0, 0], 1, 1),  # both empty
-        ([0, 1], [0, 0], 0, 0),  # only the truth is empty
-        ([0, 0], [0, 1], 0, 0),  # only the prediction is empty
+        ([1, 1, 0, 0], [0, 1, 1, 0], (1 / 2, 1 / 3, 1 / 2, 1 / 2)),
+        ([1, 1, 1, 1], [1, 0, 0, 0], (2 / 5, 1 / 4, 1 / 4, 1)),
+        ([1, 0, 0, 0], [1, 1, 1, 1], (2 / 5, 1 / 4, 1, 1 / 4)),
+        ([1, 0, 0, 0], [1, 0, 0, 0], (1, 1, 1, 1)),
+        ([1, 0], [0, 1], (0, 0, 0, 0)),
+        ([0, 0], [0, 0], (1, 1, 1, 1)),  # both empty
+        ([0, 1], [0, 0], (0, 0, 0, 0)),  # only the truth is empty
+        ([0, 0], [0, 1], (0, 0, 0, 0)),  # only the prediction is empty
     ],
 )
-def test_scores_as_worked_by_hand(predicted, target, dice, iou):
-    assert scores(predicted, target) == pytest.approx((dice, iou))
+def test_scores_as_worked_by_hand(predicted, target, expected):
+    assert scores(predicted, target) == pytest.approx(expected)
 
 
 def test_a_probability_at_the_threshold_is_not_predicted():
-    logits, target = jnp.zeros((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1))
-    assert dice_and_iou(logits, target, 0.5)["dice"][0] == 0
-    assert dice_and_iou(logits, target, 0.49)["dice"][0] == 1
+    half, target = jnp.full((1, 1, 1, 1), 0.5), jnp.ones((1, 1, 1, 1))
+    assert overlap_metrics(half, target, 0.5)["dice"][0] == 0
+    assert overlap_metrics(half, target, 0.49)["dice"][0] == 1
 
 
 def test_images_do_not_influence_each_other(batch):
-    together = dice_and_iou(*batch, 0.5)
+    together = overlap_metrics(*batch, 0.5)
     for i in range(7):
-        alone = dice_and_iou(*(x[i : i + 1] for x in batch), 0.5)
+        alone = overlap_metrics(*(x[i : i + 1] for x in batch), 0.5)
         assert {name: float(x[0]) for name, x in alone.items()} == {name: float(x[i]) for name, x in together.items()}
 
 
 def test_counts_are_exact_beyond_what_half_precision_holds():
     ones = jnp.ones((1, 352, 352, 1))
     assert [float(x[0]) for x in overlap(ones, ones)] == [352.0**2] * 3
+    assert overlap_metrics(ones, ones.at[0, 0, 0].set(0), 0.5)["precision"][0] == np.float32(1 - 1 / 352**2)
+
+
+@pytest.fixture
+def probability() -> np.ndarray:
+    """Three images (3, 50, 40, 1): any probability; every threshold itself; nothing but 0, 1 and their neighbours."""
+    rng, shape = np.random.default_rng(0), (50, 40, 1)
+    ends = [0, 1, np.nextafter(np.float32(0), 1), np.nextafter(np.float32(1), 0)]
+    parts = rng.random(shape), rng.integers(0, BINS + 1, shape) / BINS, rng.choice(ends, shape)
+    return np.stack(parts).astype(np.float32)
+
+
+def test_what_exceeds_any_threshold_is_counted(probability):
+    target = np.random.default_rng(1).random(probability.shape) < 0.3
+    counts = np.asarray(jax.jit(probability_counts)(jnp.asarray(probability), jnp.asarray(target, jnp.float32)))
+    assert counts.shape == (3, 3, BINS)
+    for k in range(BINS):
+        predicted = probability > np.float32(k / BINS)
+        if k == 0:
+            predicted[:] = True  # a probability of 0 lies in the first bin as well
+        for row, truth in ((0, ~target), (1, target)):
+            expected = (predicted & truth).sum((1, 2, 3))
+            np.testing.assert_array_equal(counts[:, row, k:].sum(-1), expected, err_msg=f"threshold {k} %")
+
+
+def test_probabilities_are_summed_by_bin(probability):
+    counts = np.asarray(probability_counts(jnp.asarray(probability), jnp.zeros(probability.shape)))
+    assert not counts[:, 1].any()
+    np.testing.assert_allclose(counts[:, 2].sum(-1), probability.sum((1, 2, 3)), rtol=1e-5)
+    filled = counts[:, 0] > 0
+    means, low = counts[:, 2][filled] / counts[:, 0][filled], np.nonzero(filled)[1] / BINS
+    assert (means >= low - 1e-5).all()
+    assert (means <= low + 1 / BINS + 1e-5).all()

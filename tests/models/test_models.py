@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models import PRESETS, create_model, network_of, override, preset
+from medvlsm_jax.models import PRESETS, create_model, network_of, override, preset, preset_of
 from medvlsm_jax.models.clipseg import CLIPSegConfig
 from medvlsm_jax.models.parameters import split_model
 
@@ -61,3 +61,12 @@ def test_taps_beyond_the_tower_are_refused():
 def test_a_config_tells_its_network(name):
     network, config = preset(name)
     assert network_of(config) == network
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_is_told_from_its_sizes(name):
+    network, config = preset(name)
+    asked = override(config, {"dtype": "bfloat16", "image_size": 64, "tokenizer": "elsewhere"})
+    found = preset_of(asked)
+    assert preset(found) == (network, config)  # biomedclipseg_d differs from biomedclipseg in its weights alone
+    assert preset_of(override(PRESETS["clipseg_tiny"][1], {"reduce_dim": 24})) == "clipseg"

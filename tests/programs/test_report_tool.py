@@ -1,0 +1,119 @@
+"""From finished evaluations to the page, tables and figures."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import report
+from evaluation_files import Run, training, write_evaluation, write_history
+
+from medvlsm_jax.errors import UserError
+
+TOOL = Path(report.__file__)
+POLYPS = ["kvasir_polyp", "clinicdb_polyp", "bkai_polyp", "cvc300_polyp"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Runs that have something for every section."""
+    root = tmp_path_factory.mktemp("sweep")
+    full = {"is_probed": True, "has_curves": True, "has_pictures": True, "sentence": "one <b>tumor</b>"}
+    write_evaluation(root / "clipseg-busi-p6" / "evaluation", Run(training("busi"), **full))
+    write_history(root / "clipseg-busi-p6")
+    write_evaluation(root / "clipseg-busi-p1" / "evaluation", Run(training("busi", "p1"), prompts=["p1"]))
+    write_evaluation(root / "pool" / "evaluation", Run(training("pooled_polyp"), datasets=POLYPS))
+    write_evaluation(root / "zero-shot" / "evaluation", Run(datasets=["busi"], prompts=["p0", "p6"], mean=0.3))
+    write_history(root / "not-evaluated")
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory) -> Path:
+    """The report of these runs."""
+    return report.write_report([runs], tmp_path_factory.mktemp("report"), "Our runs")
+
+
+def headings(text: str) -> list[str]:
+    return re.findall(r"<h2>\d* ?(.*?)</h2>", text)
+
+
+def test_the_page_has_every_section_that_there_are_data_for(page):
+    assert headings(page.read_text("utf-8")) == [
+        "Segmentation, beside the published figures",
+        "Prompt types",
+        "In-domain and out-of-domain",
+        "Learning curves",
+        "Does the model use the language?",
+        "Best, median and worst cases",
+        "By class, sex, age and view",
+        "Threshold and calibration",
+        "Runs",
+    ]
+
+
+def test_sections_without_data_are_left_out(runs, tmp_path):
+    text = report.write_report([runs / "zero-shot"], tmp_path).read_text("utf-8")
+    assert headings(text) == [
+        "Segmentation, beside the published figures",
+        "Prompt types",
+        "By class, sex, age and view",
+        "Runs",
+    ]
+
+
+def test_the_page_holds_all_it_shows(page):
+    text = page.read_text("utf-8")
+    assert not re.search(r"https?:|<script|<link|@import|url\(", text)
+    sources = re.findall(r'src="(.{20})', text)
+    assert all(source.startswith("data:image/") for source in sources)
+    assert sum("jpeg" in source for source in sources) == 9
+
+
+def test_ours_and_the_published_figures_stand_beside_each_other(page):
+    text = page.read_text("utf-8")
+    assert re.search(r'<span class="paper">64\.32 \([+−][\d.]+\)</span>', text)  # CLIPSeg on BUSI
+    assert re.search(r'<span class="paper">89\.80</span>', text)  # the state of the art there
+    assert re.search(r'<span class="paper">88\.98 \([+−][\d.]+\)</span>', text)  # the pool on CVC-300
+
+
+def test_what_is_left_out_is_listed(page, runs, tmp_path, capsys):
+    assert "trained, but not evaluated" in page.read_text("utf-8")
+    report.write_report([runs], tmp_path)
+    assert "left out: not-evaluated: trained, but not evaluated" in capsys.readouterr().out
+
+
+def test_tables_and_figures_lie_beside_the_page(page):
+    assert {"metrics.csv", "table2.csv", "table2.tex", "hd95.tex"} <= {
+        p.name for p in (page.parent / "tables").iterdir()
+    }
+    figures = sorted(path.name for path in (page.parent / "figures").iterdir())
+    assert "dice_by_prompt-individual.pdf" in figures
+    assert "probes-1.png" in figures
+    assert len(figures) == 2 * page.read_text("utf-8").count("data:image/svg")
+    assert all((page.parent / "figures" / name).stat().st_size > 1000 for name in figures)
+
+
+def test_the_same_runs_give_the_same_page(page, runs, tmp_path):
+    assert report.write_report([runs], tmp_path, "Our runs").read_bytes() == page.read_bytes()
+
+
+def test_domains_are_those_of_the_pool(page):
+    text = page.read_text("utf-8")
+    line = re.search(r"<td[^>]*>clipseg \(pooled_polyp, p6\)</td>.*?</tr>", text)
+    assert line
+    cells = re.findall(r"<td>(\d+)</td>", line[0])
+    assert cells == ["3", "1"]
+
+
+def test_a_folder_without_evaluations_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no finished evaluation"):
+        report.write_report([tmp_path], tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_command_line_says_what_is_missing():
+    run = subprocess.run([sys.executable, TOOL, "--output=x"], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    assert run.stderr.strip() == "error: give the folders of runs: python tools/report.py RUNS --output=DIR"
