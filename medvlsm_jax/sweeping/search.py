@@ -1,0 +1,254 @@
+"""A search for the best values of a run's config, by optuna; each trial is a run in a process of its own.
+
+The study lies in OUTPUT/study.db, so that several programs can share it and a killed one can go on. A trial's folder is
+OUTPUT/trial_NUMBER, the workdir of its training. The value of a trial is its best mean validation Dice, 0 to 1.
+"""
+
+import copy
+import fcntl
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import ml_collections
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+from tqdm import tqdm
+
+from medvlsm_jax import atomic
+from medvlsm_jax.errors import UserError
+from medvlsm_jax.sweeping.children import FAILED, STOPPED, Child, Children
+from medvlsm_jax.sweeping.runs import DONE, STARTED, changed_fields, training_config, try_lock, write_run
+from medvlsm_jax.training.start import as_json
+
+STUDY = "study.db"
+TRIALS = "trials.csv"
+FOLDER, BASE = "folder", "config"  # user attributes of a trial, of the study
+SCORE = "val/dice"  # in metrics.jsonl, once an epoch
+POLL = 1.0  # seconds between looks at the trials
+# A trial is ended when its best Dice so far is below the median of what finished trials had after as many epochs
+# (Golovin et al., Google Vizier, KDD 2017); not before the third epoch, and not before four trials have finished.
+PRUNER = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
+
+Suggest = Callable[[Any, Any], None]  # of an optuna trial and a config, which it changes
+
+
+def open_study(output: Path, base: ml_collections.ConfigDict) -> optuna.Study:
+    """The study of a folder, new or continued; raises UserError when it was begun with another config."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        study = optuna.create_study(
+            storage=f"sqlite:///{(output / STUDY).absolute()}",
+            study_name="search",
+            direction="maximize",
+            pruner=PRUNER,
+            load_if_exists=True,
+        )
+        old = study.user_attrs.get(BASE)
+        if old is None:
+            study.set_user_attr(BASE, as_json(base))
+    if changed := changed_fields(old or {}, as_json(base)):
+        raise UserError(
+            f"{output} holds a search of another config: {', '.join(changed)} differ. Give the old values, or choose "
+            "another --output"
+        )
+    return study
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Holds the lock of a search.
+
+    Programs that share it take and give back trials one after another, so that whoever has the lock knows: a running
+    trial whose folder is not locked has no process.
+    """
+    with (output / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# --- Trials ----------------------------------------------------------------------------------------------------------
+
+
+def folder_name(trial: Trial | FrozenTrial) -> str:
+    """The folder of a trial; one that takes up a killed one has that one's."""
+    return trial.user_attrs.get(FOLDER, f"trial_{trial.number:04d}")
+
+
+def next_trial(study: optuna.Study, output: Path, trials: int) -> tuple[Trial, IO[str]] | None:
+    """A trial and the lock of its folder: one that was broken off, or a new one while there are fewer than `trials`."""
+    with locked(output):
+        give_up_killed(study, output)
+        known = study.get_trials(deepcopy=False)
+        is_queued = any(trial.state is TrialState.WAITING for trial in known)
+        if not is_queued and len({folder_name(trial) for trial in known}) >= trials:
+            return None
+        trial = study.ask()
+        lock = try_lock(output / folder_name(trial))
+        assert lock is not None  # all who lock a trial's folder hold the search's lock
+        return trial, lock
+
+
+def give_up_killed(study: optuna.Study, output: Path) -> None:
+    """Trials whose process is gone fail, and others with their values and folders take their place."""
+    known = study.get_trials(deepcopy=False)
+    queued = {folder_name(trial) for trial in known if trial.state is TrialState.WAITING}
+    for trial in known:
+        name = folder_name(trial)
+        if trial.state is not TrialState.RUNNING or (lock := try_lock(output / name)) is None:
+            continue
+        if name not in queued:
+            study.enqueue_trial(trial.params, user_attrs={FOLDER: name})
+        study.tell(trial.number, state=TrialState.FAIL)
+        lock.close()
+
+
+class Attempt:
+    """A trial with the process that trains it."""
+
+    def __init__(self, trial: Trial, child: Child):
+        self.trial, self.child = trial, child
+        self.is_pruned = False
+        self.reported = 0  # epochs
+
+    def follow(self) -> list[float]:
+        """Tells optuna the validation Dice of new epochs, and stops what it finds hopeless; returns all epochs'."""
+        scores = read_scores(self.child.folder)
+        for epoch in range(self.reported, len(scores)):
+            self.trial.report(scores[epoch], epoch)
+        if len(scores) > self.reported and not self.child.is_asked and self.trial.should_prune():
+            self.is_pruned = True
+            self.child.ask_to_stop()
+        self.reported = max(self.reported, len(scores))
+        return scores
+
+    def finish(self, study: optuna.Study) -> str:
+        """Tells optuna what came of it; one that was stopped stays for the next search to take up."""
+        scores, status = self.follow(), self.child.status()
+        if status == DONE and scores:
+            study.tell(self.trial, max(scores))
+            return f"best validation Dice {max(scores):.4f}"
+        if self.is_pruned and status == STOPPED:
+            study.tell(self.trial, state=TrialState.PRUNED)
+            return f"pruned after {len(scores)} epochs, best validation Dice {max(scores):.4f}"
+        if status == STOPPED:
+            return STOPPED
+        study.tell(self.trial, state=TrialState.FAIL)
+        return f"{FAILED}, {self.child.reason() if status == FAILED else 'the dataset has no validation split'}"
+
+
+def read_scores(folder: Path) -> list[float]:
+    """The validation Dice of each epoch so far."""
+    log = folder / "metrics.jsonl"
+    lines = log.read_text("utf-8").split("\n")[:-1] if log.exists() else []
+    return [json.loads(line)["value"] for line in lines if f'"{SCORE}"' in line]
+
+
+# --- Search ----------------------------------------------------------------------------------------------------------
+
+
+def search(
+    base: ml_collections.ConfigDict,
+    suggest: Suggest,
+    trials: int,
+    output: Path,
+    children: Children,
+    signals: Sequence[int],
+) -> optuna.Study:
+    """Trains until there are so many trials, or a signal has come and those at work have saved.
+
+    Args:
+        base: the config that `suggest` changes.
+        suggest: chooses a trial's values.
+        trials: how many, with those of earlier calls and of other programs.
+        output: of the study.
+        children: the processes to be.
+        signals: those received; a signal handler may add to it meanwhile.
+
+    Raises:
+        UserError: the study was begun with another config.
+    """
+    study = open_study(output, base)
+    attempts: dict[Child, Attempt] = {}
+    with tqdm(total=trials, unit="trial", disable=None) as bar:
+        while True:
+            if signals:
+                children.ask_to_stop()
+            while children.free and not signals and (found := next_trial(study, output, trials)):
+                attempt = begin(*found, base, suggest, output, children)
+                attempts[attempt.child] = attempt
+            if not children.running:
+                return study
+            for child in children.running:
+                attempts[child].follow()
+            for child in children.ended():
+                with locked(output):
+                    told = attempts.pop(child).finish(study)
+                    children.release(child)
+                tqdm.write(f"{child.folder.name}: {told}")
+            bar.update(count_finished(study) - bar.n)
+            time.sleep(POLL)
+
+
+def begin(
+    trial: Trial, lock: IO[str], base: ml_collections.ConfigDict, suggest: Suggest, output: Path, children: Children
+) -> Attempt:
+    """Starts the training of a trial."""
+    config: Any = copy.deepcopy(base)
+    suggest(trial, config)
+    config.name = folder_name(trial)
+    config.evaluation.datasets = ""  # the test split is not what a search chooses by
+    write_run(output / config.name, config, STARTED)
+    return Attempt(trial, children.start(output / config.name, lock))
+
+
+def count_finished(study: optuna.Study) -> int:
+    """How many trials were trained to their end, or as long as they were worth it."""
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+
+
+# --- What was found --------------------------------------------------------------------------------------------------
+
+
+def write_trials(study: optuna.Study, output: Path) -> None:
+    """Writes trials.csv: number, folder, state, best validation Dice, epochs and the values of each trial.
+
+    Of one that was killed and taken up again, the last attempt stands for all.
+    """
+    trials = {folder_name(trial): trial for trial in study.get_trials(deepcopy=False)}.values()
+    names = sorted({name for trial in trials for name in trial.params})
+    rows: list[list[object]] = [["trial", "folder", "state", "val_dice", "epochs", *names]]
+    for trial in trials:
+        dice = max(trial.intermediate_values.values(), default="")
+        values = [trial.params.get(name, "") for name in names]
+        rows.append([trial.number, folder_name(trial), trial.state.name, dice, len(trial.intermediate_values), *values])
+    atomic.write_csv(output / TRIALS, rows)
+
+
+def best_config(study: optuna.Study, base: ml_collections.ConfigDict, suggest: Suggest) -> ml_collections.ConfigDict:
+    """The training config of the best trial; raises UserError when no trial has been trained to its end."""
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        raise UserError("no trial has been trained to its end: their logs are OUTPUT/trial_…/log.txt")
+    config = copy.deepcopy(base)
+    suggest(optuna.trial.FixedTrial(study.best_params), config)
+    return config
+
+
+def train_command(config: Any, recipe: ml_collections.ConfigDict, workdir: Path) -> str:
+    """The command that trains a run's config.
+
+    Args:
+        config: of the run.
+        recipe: what its config file gives by itself.
+        workdir: of the training.
+    """
+    changed = changed_fields(as_json(recipe), as_json(training_config(config)), ignored=())
+    items = [f"{name}={new}" for name, (_, new) in changed.items()]
+    return shlex.join(
+        ["python", "-m", "medvlsm_jax.train", f"--config={config.file}:{','.join(items)}", f"--workdir={workdir}"]
+    )
