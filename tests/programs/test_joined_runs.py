@@ -87,6 +87,5 @@ def test_two_processes_are_one_and_checkpoints_pass_between_them(here, whole, tm
 
 
 def test_four_processes_are_one(whole, tmp_path, sample):
-    join(4, tmp_path, sample, "four:small:0", "four_cris:small_cris:0")
+    join(4, tmp_path, sample, "four:small:0")
     assert_close(tmp_path / "four", whole["small"])
-    assert_close(tmp_path / "four_cris", whole["small_cris"])
