@@ -4,6 +4,7 @@
     python tools/benchmark.py train --model=clipseg --batch_size=4      training steps, torch.compile and input too
     python tools/benchmark.py input                                     the input pipeline
     python tools/benchmark.py metrics                                   Dice, IoU, HD95 and NSD, against MONAI
+    python tools/benchmark.py evaluate --num_images=10000               a whole evaluation: speed and memory
 
 The files benchmark_networks.py, benchmark_train.py … say what each does. Figures are medians;
 ratios are medians of those of each turn. In bfloat16 PyTorch runs under autocast.
@@ -13,6 +14,7 @@ import os
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # jax would take most of a GPU's memory from PyTorch
 
+import benchmark_evaluate
 import benchmark_input
 import benchmark_metrics
 import benchmark_networks
@@ -27,6 +29,7 @@ BENCHMARKS = {
     "train": (benchmark_train.run, {"batch_size": 4, "num_images": 120}),
     "input": (benchmark_input.run, {"batch_size": 32, "num_images": 1600}),
     "metrics": (benchmark_metrics.run, {"batch_size": 32}),
+    "evaluate": (benchmark_evaluate.run, {"batch_size": 32, "num_images": 10_000}),
 }
 
 
@@ -34,9 +37,8 @@ def main(argv: list[str]) -> None:
     """Runs the command line."""
     args, name = flags.FLAGS, " ".join(argv[1:])
     if name not in BENCHMARKS:
-        raise UserError(
-            f"nothing is known of {name!r}: the benchmarks are train, input, metrics and, unnamed, the networks"
-        )
+        others = ", ".join(filter(None, BENCHMARKS))
+        raise UserError(f"nothing is known of {name!r}: the benchmarks are {others} and, unnamed, the networks")
     run, defaults = BENCHMARKS[name]
     for flag, value in defaults.items():
         if args[flag].value is None:
@@ -46,7 +48,9 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_list("model", None, "Presets, separated by commas; by default all networks, for train clipseg.")
-    flags.DEFINE_integer("batch_size", None, "Images at once: by default 4, for input and metrics 32.", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size", None, "Images at once: by default 4, for networks and train, or 32.", lower_bound=1
+    )
     flags.DEFINE_integer("repeats", 5, "Timed runs of each.", lower_bound=1)
     flags.DEFINE_multi_enum("modes", list(benchmark_networks.MODES), benchmark_networks.MODES, "What of the networks.")
     flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Of the computation.")

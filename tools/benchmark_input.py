@@ -40,7 +40,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "num_images",
         None,
-        "In an epoch: by default 1600, for train 120; fewer are repeated.",
+        "By default: input 1600, train 120, evaluate 10000; fewer are repeated.",
         lower_bound=1,
     )
     flags.DEFINE_integer("image_size", 352, "Side of the square, in pixels.", lower_bound=1)

@@ -6,9 +6,6 @@ whatever the number of hosts.
 """
 
 import dataclasses
-import multiprocessing
-import os
-import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,6 +18,7 @@ from grain.multiprocessing import SharedMemoryArray
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cache import ExampleCache, read_pair
 from medvlsm_jax.data.features import FeatureCache
+from medvlsm_jax.data.processes import follow_program
 from medvlsm_jax.data.prompts import choose_prompt
 from medvlsm_jax.data.tokenizers import Tokenizer
 
@@ -223,19 +221,6 @@ def new_array(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def tie_to_program(_worker: int, _num_workers: int) -> None:
-    """Lets a worker process live exactly as long as its program.
-
-    Ctrl-C and a scheduler's SIGTERM reach the workers too; but the program, which still needs their batches to come to
-    its checkpoint, closes them itself. Of a program that was killed they would wait for ever, and hold its memory.
-    """
+    """What grain calls in a worker process as it starts."""
     IN_WORKER.set()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    program = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if program is not None:
-            program.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    follow_program()

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -32,7 +34,32 @@ def map_in_processes(
     """
     if workers is None:
         workers = (os.cpu_count() or 1) if len(items) > FEW else 1
-    # Spawned, for a forked copy of a process that runs JAX can hang. Without a call to pool.map no process starts.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with process_pool(workers) as pool:  # without a call to pool.map no process starts
         results = map(function, items) if workers == 1 else pool.map(function, items, chunksize=chunksize)
         return list(tqdm(results, total=len(items), desc=desc, unit=unit, disable=None))
+
+
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """So many processes, which start as they are needed and end with the program, however it ends.
+
+    They are spawned, for a forked copy of a process that runs JAX can hang.
+    """
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=follow_program)
+
+
+def follow_program() -> None:
+    """Lets a worker process live exactly as long as its program.
+
+    Ctrl-C and a scheduler's SIGTERM reach the workers too; but the program, which may still need their work to come to
+    its checkpoint, ends them itself. Of a program that was killed they would wait for ever, and hold its memory.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    program = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if program is not None:
+            program.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

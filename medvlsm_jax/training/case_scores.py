@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.images import read_mask
 from medvlsm_jax.data.pipeline import Batch, Loader, eval_batches
+from medvlsm_jax.data.processes import process_pool
 from medvlsm_jax.models.parameters import Arrays
 from medvlsm_jax.training.segmenter import Segmenter
 from medvlsm_jax.training.sharding import local_rows, prefetch
@@ -51,7 +53,8 @@ class Scorer:
         arrays: of the model, on the mesh.
         mesh: the devices.
         batch_size: of all processes together.
-        on_host: what else is found of a record's probability map and mask, if anything; it is called in threads.
+        on_host: what else is found of a record's probability map and mask, if anything; a function of a module, or a
+            partial of such a one.
         host_names: of the values that it returns.
         has_counts: whether to count probabilities.
         reading: `config.reader_options`.
@@ -78,13 +81,19 @@ class Scorer:
     def score(self, loader: Loader, first_step: int = 0) -> Iterator[BatchScores]:
         """The scores of each batch of a loader's records under its conditions, from a step on.
 
-        While the host's cores are at work on a batch, the devices are on the next.
+        While the host's cores are at work on a batch, the devices are on the next. The cores are used by as many worker
+        processes as read images; without any, by threads, which Python's lock lets do about twice the work of one.
         """
         count, before = len(loader.records), None
-        with ThreadPoolExecutor() as pool:
+        num_workers = self.reading.get("num_workers", 0)
+        with contextlib.ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor())
+            on_host = self.on_host
+            if on_host and num_workers:
+                on_host = functools.partial(in_process, stack.enter_context(process_pool(num_workers)), on_host)
             for step, batch_parts in enumerate(self.segment(loader, first_step), start=first_step):
                 indices = range(step * self.batch_size, min((step + 1) * self.batch_size, count))
-                finish = self.start(pool, loader.records, indices, *batch_parts)
+                finish = self.start(pool, on_host, loader.records, indices, *batch_parts)
                 if before is not None:
                     yield before()
                 before = finish
@@ -94,6 +103,7 @@ class Scorer:
     def start(
         self,
         pool: ThreadPoolExecutor,
+        on_host: HostScores | None,
         records: Sequence[Record],
         indices: range,
         batch: Batch,
@@ -102,16 +112,16 @@ class Scorer:
     ) -> Callable[[], BatchScores]:
         """Gets a batch under way; the result waits for it."""
         own = [(row, records[i]) for row, i in enumerate(batch["index"]) if batch["valid"][row]]
-        masks = {row: pool.submit(read_mask, record.mask) for row, record in own} if self.on_host else {}
+        masks = {row: pool.submit(read_mask, record.mask) for row, record in own} if on_host else {}
         values, jobs = {}, {}
         running: deque[Future[dict[str, float]]] = deque()
         for name, probability in probabilities:
             values[name] = self.segmenter.measure(probability, on_devices, has_counts=self.has_counts)
-            if self.on_host is None:
+            if on_host is None:
                 continue
             maps = local_rows(probability)[..., 0]
             for row, record in own:
-                jobs[name, row] = pool.submit(call_with_mask, self.on_host, record, name, maps[row], masks[row])
+                jobs[name, row] = pool.submit(call_with_mask, on_host, record, name, maps[row], masks[row])
                 running.append(jobs[name, row])
             while len(running) > WAITING * len(own):
                 running.popleft().result()
@@ -119,7 +129,7 @@ class Scorer:
         def finish() -> BatchScores:
             scores = {name: {key: np.asarray(x)[: len(indices)] for key, x in v.items()} for name, v in values.items()}
             counts = {name: scores[name].pop("counts") for name in scores} if self.has_counts else {}
-            if self.on_host is not None:
+            if on_host is not None:
                 found = np.full((len(batch["index"]), len(values), len(self.host_names)), np.nan)
                 for column, name in enumerate(values):
                     for row, _ in own:
@@ -136,6 +146,11 @@ class Scorer:
 def call_with_mask(on_host: HostScores, record: Record, name: str, probability: Map, mask: Future[Mask]) -> Any:
     """Calls with a mask that may still be read: what reads it was begun before, so it comes."""
     return on_host(record, name, probability, mask.result())
+
+
+def in_process(processes: ProcessPoolExecutor, on_host: HostScores, *args: Any) -> dict[str, float]:
+    """Has a worker process do it, and waits."""
+    return processes.submit(on_host, *args).result()
 
 
 def gather(rows: np.ndarray) -> np.ndarray:

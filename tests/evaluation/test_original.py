@@ -1,11 +1,4 @@
-"""Scores at the image's own size are those of the mask that is written there, in any process."""
-
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""Scores at the image's own size are those of the mask that is written there."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,19 +6,9 @@ import pytest
 from PIL import Image
 
 from medvlsm_jax.evaluation.metrics import ORIGINAL, OVERLAP, overlap_metrics
-from medvlsm_jax.evaluation.original import host_pool, mask_overlap, score_original
+from medvlsm_jax.evaluation.original import mask_overlap, score_original
 from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.evaluation.surface import surface_metrics
-
-PROGRAM = """
-import os, time
-from medvlsm_jax.evaluation.original import host_pool
-if __name__ == "__main__":
-    pool = host_pool(1)
-    print(pool.submit(os.getpid).result(), flush=True)
-    pool.submit(time.sleep, 600)
-    time.sleep(600)
-"""
 
 
 @pytest.fixture
@@ -74,40 +57,3 @@ def test_the_rule_is_that_of_the_devices(density):
     for i in range(32):
         found = mask_overlap(predicted[i], true[i])
         assert found == pytest.approx({name: float(expected[name][i]) for name in OVERLAP}, abs=1e-6)
-
-
-def test_worker_processes_find_the_same(probability, truth):
-    thresholds = (0.2, 0.5, 0.8)
-    with host_pool(1) as pool:
-        jobs = [pool.submit(score_original, probability, truth, x, tolerance=2.0) for x in thresholds]
-        pid = pool.submit(os.getpid)
-        assert [job.result() for job in jobs] == [
-            score_original(probability, truth, x, tolerance=2.0) for x in thresholds
-        ]
-        assert pid.result() != os.getpid()
-
-
-def test_a_busy_worker_ends_with_a_program_that_is_killed(tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command, pipe = [sys.executable, tmp_path / "program.py"], subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.DEVNULL, env=environment) as program:
-        assert program.stdout is not None
-        worker = int(program.stdout.readline())
-        assert is_alive(worker)
-        os.kill(worker, signal.SIGINT)  # a Ctrl-C reaches it, too, but it is the program that answers
-        time.sleep(0.2)
-        assert is_alive(worker)
-        program.kill()
-    deadline = time.monotonic() + 20
-    while is_alive(worker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not is_alive(worker)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has buried does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -128,10 +128,16 @@ def test_devices_and_batch_size_do_not_change_a_table(
     assert_same(tmp_path / "two", tmp_path / "other")
 
 
-def test_two_processes_are_one(run, options, sample, tmp_path):
+def test_two_processes_with_workers_are_one(run, options, sample, tmp_path):
     evaluate(options, run, ["sample"], ["p6"], tmp_path / "one", probe=True, curves=True, save_masks=True)
     flags = [f"--checkpoint={run}", f"--config.data_dir={sample}", "--dataset=sample", "--prompt=p6", "--save_masks"]
-    flags += ["--config.batch_size=8", f"--output={tmp_path / 'two'}", "--probe", "--curves"]
+    flags += [
+        "--config.batch_size=8",
+        "--config.data.num_workers=1",
+        f"--output={tmp_path / 'two'}",
+        "--probe",
+        "--curves",
+    ]
     for process in run_processes(2, 1, "medvlsm_jax.evaluate", *flags):
         assert process.returncode == 0, process.stderr
     assert_same(tmp_path / "one", tmp_path / "two")
