@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,10 @@ from medvlsm_jax.training.segmenter import make_segmenter
 from medvlsm_jax.training.start import model_overrides
 
 VERSION = 1  # raise it when the same command gives other numbers
-DONE, METRICS = "evaluation.json", "metrics.json"  # the first is written last
+DONE, METRICS, PROBE, PROBE_PAGE, CURVES = "evaluation.json", "metrics.json", "probe.json", "probe.html", "curves.json"
+PICTURES, MASKS = "pictures", "masks"
+# What a folder may hold of an older evaluation, which a new one replaces. The first is written last, and goes first.
+RESULTS = (DONE, METRICS, case_files.CASES, PROBE, PROBE_PAGE, CURVES, PICTURES, MASKS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +138,12 @@ def evaluate(
     # --- Devices, input and model ------------------------------------------------------------------------------------
     chosen, output = Options(**options), Path(output)
     check_options(chosen)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output={output} is a file: give a folder")
+    if not prompts:
+        raise UserError(
+            "--prompt names no prompt type: give p0 … p9, random, 'attributes:size,class', 'text:…'"
+        )
     start_jax(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
@@ -155,7 +165,9 @@ def evaluate(
     if done := sharding.from_first_process(read_done(output, settings) if is_writer else None):
         print(f"{output} holds this evaluation already; remove {output / DONE} to repeat it")
         return done
-    log = CaseLog(output, case_files.columns(GROUPS), settings) if is_writer else None
+    log, trouble = open_log(output, settings) if is_writer else (None, "")
+    if trouble := sharding.from_first_process(trouble):
+        raise UserError(trouble)
     lines = {name: lines_before(conditions[name], len(records), batch_size) for name, records in sets.items()}
     bytes_each = COUNTS_BYTES if chosen.curves else 0
     first_steps = sharding.from_first_process(log and log.go_on(lines, bytes_each))
@@ -197,14 +209,15 @@ def evaluate(
 
         # --- Pictures and tables -------------------------------------------------------------------------------------
         cases = log.read() if log else None
-        drawn = sharding.from_first_process(cases and choose_drawn(cases, prompts, chosen.num_pictures))
-        draw_cases(scorer, loaders, drawn, output)
+        drawn = None if cases is None else choose_drawn(cases, prompts, chosen.num_pictures)
+        draw_cases(scorer, loaders, sharding.from_first_process(drawn), output / PICTURES)
+    summary = None if cases is None else summarise(cases)
     if log and cases:
-        write_tables(log, cases, prompts, chosen)
+        write_tables(log, cases, summary, prompts, chosen, str(checkpoint))
         about = describe_run(checkpoint, source) | {"datasets": list(sets), "prompts": prompts}
         about |= dataclasses.asdict(chosen) | {"settings": settings}
         atomic.write_text(output / DONE, json.dumps(about, indent=1) + "\n")
-    return sharding.from_first_process(cases and summarise(cases))
+    return sharding.from_first_process(summary)
 
 
 # --- Before -----------------------------------------------------------------------------------------------------------
@@ -212,8 +225,8 @@ def evaluate(
 
 def check_options(options: Options) -> None:
     """Raises a UserError when options make no sense, or not together."""
-    if options.tolerance < 0 or options.num_pictures < 0:
-        raise UserError("--tolerance and --num_pictures must not be negative")
+    if not 0 <= options.tolerance < math.inf or options.num_pictures < 0:
+        raise UserError("--tolerance and --num_pictures must be 0 or larger numbers")
     if split_ensemble(options.ensemble) and options.probe:
         raise UserError("--probe compares single sentences: leave out --ensemble")
 
@@ -259,8 +272,10 @@ def describe_settings(
     """All that the numbers depend on: an evaluation goes on, or is kept, as long as it stays the same."""
     digest = hashlib.sha256()
     for dataset, records in sets.items():
-        files = [(stamp(record.image), stamp(record.mask), record.spacing) for record in records]
-        digest.update(repr((dataset, files, conditions[dataset])).encode())
+        for record in records:
+            about = (record.name, record.target, record.spacing, groups_of(record), cluster_of(record))
+            digest.update(repr((stamp(record.image), stamp(record.mask), about)).encode())
+        digest.update(repr((dataset, conditions[dataset])).encode())
     model = {"network": network_of(source.config), **dataclasses.asdict(source.config)}
     return {
         "version": VERSION,
@@ -282,6 +297,14 @@ def read_done(output: Path, settings: Mapping[str, Any]) -> Summary | None:
         return None
 
 
+def open_log(output: Path, settings: Mapping[str, Any]) -> tuple[CaseLog | None, str]:
+    """The log of an evaluation, or why there can be none."""
+    try:
+        return CaseLog(output, case_files.columns(GROUPS), settings, RESULTS), ""
+    except OSError as error:
+        return None, f"--output={output} cannot be written ({error.strerror}): choose another folder"
+
+
 # --- Cases ------------------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +320,7 @@ def score_case(
 ) -> dict[str, float]:
     """The scores of one image at its own size; writes its mask, probability and overlay if that is asked for."""
     if options.save_masks:
-        path = (output / "masks" / record.dataset / file_name(condition) / record.name).with_suffix("")
+        path = (output / MASKS / record.dataset / file_name(condition) / record.name).with_suffix("")
         write_prediction(path.parent, path.name, to_rgb(open_image(record.image)), probability, threshold, truth > 0)
     if not options.original_size:
         return {}
@@ -325,19 +348,21 @@ def case_rows(dataset: str, loader: Loader, scores: BatchScores) -> tuple[list[d
 # --- After ------------------------------------------------------------------------------------------------------------
 
 
-def write_tables(log: CaseLog, cases: Cases, prompts: Sequence[str], options: Options) -> None:
+def write_tables(
+    log: CaseLog, cases: Cases, summary: Summary | None, prompts: Sequence[str], options: Options, title: str
+) -> None:
     """Writes cases.csv, metrics.json, and curves.json, probe.json and probe.html where they are asked for."""
 
     def write(name: str, content: Any) -> None:
         atomic.write_text(log.folder / name, json.dumps(content, indent=1) + "\n")
 
     if options.curves:
-        write("curves.json", summarise_curves(cases, log.folder / case_files.COUNTS))
+        write(CURVES, summarise_curves(cases, log.folder / case_files.COUNTS))
     if options.probe:
         probes = summarise_probes(cases, prompts)
-        write("probe.json", probes)
-        write_probe_page(log.folder / "probe.html", probes, str(log.folder))
-    write(METRICS, summarise(cases))
+        write(PROBE, probes)
+        write_probe_page(log.folder / PROBE_PAGE, probes, title)
+    write(METRICS, summary)
     log.finish()
 
 
@@ -379,7 +404,7 @@ def main(_: list[str]) -> None:
         summary = evaluate(args.config, checkpoint, args.dataset, split_prompts(args.prompt), output, **options)
         print(summary_table(summary))
         if args.probe and jax.process_index() == 0:
-            print(probe_table(json.loads((output / "probe.json").read_text("utf-8"))))
+            print(probe_table(json.loads((output / PROBE).read_text("utf-8"))))
         print(f"written to {output}")
 
 

@@ -5,6 +5,7 @@ import re
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.attributes import number_word
 from medvlsm_jax.data.grammars import attributes_of
+from medvlsm_jax.data.importers.clinicdb import known_sequence
 from medvlsm_jax.data.pools import image_path
 
 GROUPS = ("class", "view", "sex", "age", "quality", "cycle", "tumor_type")
@@ -39,6 +40,8 @@ def cluster_of(record: Record) -> str:
     """
     if record.group:
         return record.group
+    if record.card.importer == "clinicdb" and (sequence := known_sequence(record.image.stem)):
+        return sequence
     if record.card.importer in NAMED_BY_PATIENT and (found := PATIENT.match(record.image.name)):
         return found[0]
     return image_path(record).rpartition("/images/")[2]

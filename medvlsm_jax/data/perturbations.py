@@ -46,7 +46,7 @@ def perturb(records: Sequence[Record], prompt: str, seed: int = 0) -> dict[str, 
 
     - `none`: the empty sentence.
     - `shuffled`: its words in another order.
-    - `other_image`: the sentence of a record of another image, each used once as far as that can be.
+    - `other_image`: the sentence of a record of another image; those given are, all together, those taken away.
     - `wrong_class`, `wrong_location`, …: another word for one attribute that the sentence tells, all else as it was.
 
     Args:
@@ -89,30 +89,22 @@ def shuffle(sentence: str, rng: np.random.Generator) -> str | None:
 
 
 def other_sentences(sentences: Sequence[str], images: Sequence[str], seed: int) -> list[str | None]:
-    """For each record the different sentence of a record of another image; None where there is none.
+    """For each record the different sentence of a record of another image.
 
-    The sentences change places, so each is used once; unless one is more than half of all, then the others are repeated
-    as evenly as possible.
+    The sentences change places, so those that are given are those that are taken away; records that find no partner,
+    as where most have the same sentence, have None.
     """
     labels = np.stack([np.unique(np.array(names, str), return_inverse=True)[1] for names in (sentences, images)])
-    places, rng = np.arange(len(sentences)), np.random.default_rng(seed)
-    given = exchange(labels, rng)
-    is_good = fits(labels, places, given)
-    used = np.bincount(given[is_good], minlength=len(places))
-    found = [sentences[int(j)] if good else None for j, good in zip(given, is_good, strict=True)]
-    for i in np.flatnonzero(~is_good):
-        possible = rng.permutation(np.flatnonzero(fits(labels, i, places)))
-        if len(possible):
-            chosen = possible[np.argmin(used[possible])]
-            used[chosen] += 1
-            found[int(i)] = sentences[int(chosen)]
-    return found
+    given = exchange(labels, np.random.default_rng(seed))
+    return [sentences[int(j)] if i != j else None for i, j in enumerate(given)]
 
 
 def exchange(labels: Labels, rng: np.random.Generator) -> Places:
     """A random partner for each record, everyone's only once; who does not fit changes with another if both then fit.
 
-    A change is possible whenever no sentence and no image has more than about half of the records.
+    A change is possible whenever no sentence and no image has more than about half of the records. Who still does not
+    fit leaves the round, and the others close the gap; two of those that left may change with each other, and the rest
+    are their own partners.
     """
     places = np.arange(labels.shape[1])
     given = rng.permutation(places)
@@ -121,6 +113,14 @@ def exchange(labels: Labels, rng: np.random.Generator) -> Places:
         if len(others) and not fits(labels, i, given[i]):  # an earlier change may have helped it already
             j = rng.choice(others)
             given[[i, j]] = given[[j, i]]
+    while len(misfits := np.flatnonzero(~fits(labels, places, given) & (given != places))):
+        i = misfits[0]
+        given[given == i], given[i] = given[i], i
+    for i in np.flatnonzero(given == places):
+        others = np.flatnonzero((given == places) & fits(labels, i, places))
+        if len(others) and given[i] == i:
+            j = rng.choice(others)
+            given[[i, j]] = j, i
     return given
 
 

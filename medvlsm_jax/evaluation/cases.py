@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -84,13 +85,21 @@ class CaseLog:
     evaluation was interrupted cannot be seen in its tables.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], settings: Mapping[str, Any]):
-        """Goes on with the lines in `folder` if they are of the same settings; else starts anew."""
+    def __init__(self, folder: Path, names: Sequence[str], settings: Mapping[str, Any], results: Sequence[str] = ()):
+        """Goes on with the lines in `folder` if they are of the same settings; else starts anew.
+
+        Args:
+            folder: of the evaluation.
+            names: of the columns.
+            settings: all that the numbers depend on; it has to be json.
+            results: files and folders of an older evaluation that are then removed, so that none is taken for one of
+                this; in their order, the one that says that they are whole first.
+        """
         self.folder, self.names = folder, names
         folder.mkdir(parents=True, exist_ok=True)
         if not self._is_of(settings):
-            for name in (SETTINGS, UNFINISHED, COUNTS):
-                (folder / name).unlink(missing_ok=True)
+            for path in (folder / name for name in (*results, SETTINGS, UNFINISHED, COUNTS)):
+                path.unlink(missing_ok=True) if not path.is_dir() else shutil.rmtree(path)
             atomic.write_text(folder / UNFINISHED, self._to_csv([names]))
             atomic.write_text(folder / SETTINGS, json.dumps(settings) + "\n")
 

@@ -1,6 +1,7 @@
 """What follows from the probabilities of all pixels: other thresholds, and whether probabilities are frequencies."""
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import Float
 
 from medvlsm_jax.evaluation.cases import Cases
 from medvlsm_jax.evaluation.metrics import BINS
+from medvlsm_jax.evaluation.statistics import estimate
 
 COUNTS_SHAPE = (3, BINS)  # of float32 for each line of cases.csv: metrics.probability_counts
 COUNTS_BYTES = 4 * math.prod(COUNTS_SHAPE)
@@ -21,24 +23,37 @@ Curves = dict[str, dict[str, dict[str, Any]]]  # dataset -> condition -> curves
 def summarise_curves(cases: Cases, counts_file: Path) -> Curves:
     """What curves.json holds: dataset -> condition -> mean Dice and IoU by threshold, reliability, and ECE.
 
-    Means are over images, as those of metrics.json are. A threshold that is chosen here is to be used on other images.
+    Means are over images, as those of metrics.json are; that at the best threshold has an interval. A threshold that is
+    chosen here is to be used on other images.
     """
     counts = np.memmap(counts_file, np.float32, "r", shape=(len(cases), *COUNTS_SHAPE))
     curves: Curves = {}
     for (dataset, prompt), rows in cases.by("dataset", "prompt").items():
-        parts = [counts[rows[i : i + AT_ONCE]].astype(np.float64) for i in range(0, len(rows), AT_ONCE)]
-        sweeps = sum(threshold_sweep(part).sum(axis=0) for part in parts) / len(rows)
-        dice, iou = np.asarray(sweeps)
+        sweep, total = np.zeros((2, BINS - 1)), np.zeros(COUNTS_SHAPE)
+        for part in in_parts(counts, rows):
+            sweep += threshold_sweep(part).sum(axis=0) / len(rows)
+            total += part.sum(axis=0)
+        dice, iou = sweep
         best = int(dice.argmax())
+        at_best = [threshold_sweep(part)[:, 0, best] for part in in_parts(counts, rows)]
+        found = estimate(np.concatenate(at_best), [cases.texts["cluster"][i] for i in rows])
         curves.setdefault(dataset, {})[prompt] = {
             "thresholds": [(i + 1) / BINS for i in range(BINS - 1)],
             "dice": dice.tolist(),
             "iou": iou.tolist(),
             "best_threshold": (best + 1) / BINS,
             "best_dice": float(dice[best]),
-            **calibration(np.sum([part.sum(axis=0) for part in parts], axis=0)),
+            **{f"best_dice_{field}": getattr(found, field) for field in ("std", "low", "high")},
+            "n": found.n,
+            **calibration(total),
         }
     return curves
+
+
+def in_parts(counts: np.ndarray, rows: Sequence[int]) -> Iterator[np.ndarray]:
+    """The counts of some cases, a few at a time."""
+    for i in range(0, len(rows), AT_ONCE):
+        yield counts[rows[i : i + AT_ONCE]].astype(np.float64)
 
 
 def threshold_sweep(counts: Float[np.ndarray, "n 3 bins"]) -> Float[np.ndarray, "n 2 thresholds"]:

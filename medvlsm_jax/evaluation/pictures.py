@@ -1,5 +1,6 @@
 """Probabilities at an image's own size, and overlays that a person can judge."""
 
+import hashlib
 import re
 import textwrap
 from collections.abc import Sequence
@@ -88,5 +89,6 @@ def captioned_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], side: int
 
 
 def file_name(prompt: str) -> str:
-    """A condition as a folder name, or `text-` and a sentence."""
-    return re.sub(r"[^a-zA-Z0-9_]+", "-", prompt).strip("-")[:80]
+    """A condition as a folder name of at most 80 characters; what is longer ends in a digest of all of it."""
+    name = re.sub(r"[^a-zA-Z0-9_]+", "-", prompt).strip("-")
+    return name if len(name) <= 80 else f"{name[:71]}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"

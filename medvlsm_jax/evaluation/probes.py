@@ -29,10 +29,11 @@ def probed_name(prompt: str, perturbation: str) -> str:
 def summarise_probes(cases: Cases, prompts: Sequence[str]) -> Probes:
     """What probe.json holds, for these prompt types: the drop of the Dice under each perturbation.
 
-    `drop` is right minus perturbed over the `n` records whose sentence it changes, with the bootstrap 95 % interval
-    (`low`, `high`) and the p value of Wilcoxon's signed-rank test, as it is and corrected by Holm's method over all
-    perturbations of this dataset and prompt type; `unchanged` counts the other records. Where no record has a sentence
-    there is nothing to perturb, and no entry; where none has another than the others, `language_use` is null.
+    `drop` is `dice_right` minus `dice` over the `n` records whose sentence it changes, with the standard deviation of
+    the records' drops (`std`), the bootstrap 95 % interval (`low`, `high`) and the p value of Wilcoxon's signed-rank
+    test, as it is and corrected by Holm's method over all perturbations of this dataset and prompt type; `unchanged`
+    counts the other records. Where no record has a sentence there is nothing to perturb, and no entry; where none has
+    another than the others, `language_use` is null.
     """
     by_condition = cases.by("dataset", "prompt")
     found: Probes = {}
@@ -53,7 +54,7 @@ def summarise_probes(cases: Cases, prompts: Sequence[str]) -> Probes:
         found.setdefault(dataset, {})[prompt] = {
             "dice": float(cases.numbers["dice"][rows].mean()),
             "language_use": use
-            and {"mean": use["drop"]} | {key: use[key] for key in ("n", "clusters", "low", "high", "p")},
+            and {"mean": use["drop"]} | {key: use[key] for key in ("n", "clusters", "std", "low", "high", "p")},
             "probes": probes,
         }
     return found
@@ -69,8 +70,10 @@ def compare(cases: Cases, rows: Sequence[int], others: Sequence[int]) -> dict[st
         "n": found.n,
         "unchanged": len(rows) - found.n,
         "clusters": found.clusters,
+        "dice_right": float(right.mean()),
         "dice": float(wrong.mean()),
         "drop": found.mean,
+        "std": found.std,
         "low": found.low,
         "high": found.high,
         "p": found.p,

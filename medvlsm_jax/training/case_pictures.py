@@ -38,9 +38,9 @@ def draw_cases(
     scorer: Scorer,
     loaders: Mapping[str, Loader],
     chosen: Mapping[str, Mapping[str, Mapping[str, Sequence[int]]]],
-    output: Path,
+    folder: Path,
 ) -> None:
-    """Draws the chosen records below `output`/pictures; each process those of its own rows."""
+    """Draws the chosen records below `folder`; each process those of its own rows."""
     for dataset, by_prompt in chosen.items():
         loader = loaders[dataset]
         names: dict[tuple[str, int], list[str]] = {}  # of the pictures of a record; of few records it is best and worst
@@ -57,7 +57,7 @@ def draw_cases(
                 for row in rows:
                     index = indices[batch["index"][row]]
                     for name in names.get((prompt, index), ()):
-                        path = output / "pictures" / dataset / file_name(prompt) / name
+                        path = folder / dataset / file_name(prompt) / name
                         path.parent.mkdir(parents=True, exist_ok=True)
                         sentence = sentence_of(loader.variants[prompt], index) if loader.variants else ""
                         picture = draw_case(loader.records[index], maps[row], scorer.segmenter.threshold, sentence)

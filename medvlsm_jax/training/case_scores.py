@@ -35,7 +35,7 @@ class BatchScores:
 
     Attributes:
         indices: of the records.
-        scores: condition -> name of a metric -> a value for each of them.
+        scores: condition -> name of a metric -> a value for each of them; of no use where it is not asked.
         counts: condition -> what `probability_counts` says of each of them; empty unless it was asked for.
     """
 
@@ -120,7 +120,10 @@ class Scorer:
             if on_host is None:
                 continue
             maps = local_rows(probability)[..., 0]
+            variants = batch["variants"][name]
             for row, record in own:
+                if not any(variant["weight"][row] > 0 for variant in variants):
+                    continue  # it is not asked
                 jobs[name, row] = pool.submit(call_with_mask, on_host, record, name, maps[row], masks[row])
                 running.append(jobs[name, row])
             while len(running) > WAITING * len(own):
@@ -132,9 +135,10 @@ class Scorer:
             if on_host is not None:
                 found = np.full((len(batch["index"]), len(values), len(self.host_names)), np.nan)
                 for column, name in enumerate(values):
-                    for row, _ in own:
-                        result = jobs[name, row].result()
-                        found[row, column] = [result[key] for key in self.host_names]
+                    for row in range(len(found)):
+                        if (name, row) in jobs:
+                            result = jobs[name, row].result()
+                            found[row, column] = [result[key] for key in self.host_names]
                 found = gather(found)[: len(indices)]
                 for column, name in enumerate(values):
                     scores[name] |= dict(zip(self.host_names, found[:, column].T, strict=True))
@@ -155,7 +159,7 @@ def in_process(processes: ProcessPoolExecutor, on_host: HostScores, *args: Any) 
 
 def gather(rows: np.ndarray) -> np.ndarray:
     """The rows of all processes, which are blocks of a batch, one after another."""
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or rows.size == 0:
         return rows
     # As 32-bit words: jax would make float32 of float64.
     words = multihost_utils.process_allgather(rows.view(np.uint32))

@@ -21,6 +21,11 @@ def make(image: str, card: Card, target: str = "", words: dict[str, str] | None 
     return Record(card, Path("images", image), Path("m.png"), {}, target, words or {}, **fields)
 
 
+@pytest.mark.parametrize(("image", "cluster"), [("25.png", "sequence 1"), ("26.png", "sequence 2"), ("x.png", "x.png")])
+def test_frames_of_one_video_are_one_cluster(image, cluster):
+    assert cluster_of(make(f"data/images/{image}", CARDS["clinicdb_polyp"])) == cluster
+
+
 @pytest.mark.parametrize("is_written", [True, False])
 def test_groups_are_read_from_attributes_or_from_sentences(is_written):
     record = make("a.png", CARDS["camus"], "myocardium", HEART)

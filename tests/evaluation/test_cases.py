@@ -5,8 +5,9 @@ import pytest
 from case_lines import make_case
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.evaluation.cases import read_cases
+from medvlsm_jax.evaluation.cases import CaseLog, columns, read_cases
 
+NAMES = columns(("class", "sex"))
 LINES = {"busi": [0, 2, 4, 5], "isic": [0, 3]}  # 5 and 3 lines, in batches of 2 and 3
 
 
@@ -65,6 +66,18 @@ def test_lines_of_other_settings_are_not_gone_on_with(log):
     log(checkpoint="one").append([make_case()])
     assert len(log(checkpoint="one").read()) == 1
     assert len(log(checkpoint="two").read()) == 0
+
+
+def test_a_new_evaluation_removes_the_results_of_an_older_one(tmp_path):
+    for name in ("evaluation.json", "probe.json", "mine.txt"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "pictures").mkdir()
+    results = ("evaluation.json", "probe.json", "pictures", "curves.json")
+    CaseLog(tmp_path, NAMES, {"tolerance": 1}, results)
+    assert not {path.name for path in tmp_path.iterdir()} & set(results)
+    (tmp_path / "pictures").mkdir()
+    CaseLog(tmp_path, NAMES, {"tolerance": 1}, results)  # goes on
+    assert {"pictures", "mine.txt"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_finished_lines_take_the_place_of_older_ones(log, tmp_path):

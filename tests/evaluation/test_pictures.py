@@ -7,6 +7,7 @@ from PIL import Image
 from medvlsm_jax.evaluation.pictures import (
     PREDICTION,
     TRUTH,
+    file_name,
     outline,
     overlay,
     resize_probability,
@@ -101,3 +102,11 @@ def test_the_threshold_is_exclusive(tmp_path):
     image = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
     write_prediction(tmp_path, "case", image, np.full((4, 4), 0.5, np.float32), 0.5)
     assert not np.asarray(Image.open(tmp_path / "case_mask.png")).any()
+
+
+def test_conditions_have_folders_of_their_own():
+    sentence = "text:" + "a very long sentence about a polyp " * 5
+    names = {file_name(prompt) for prompt in (sentence, f"{sentence}/none", f"{sentence}/shuffled", "p6", "p6/none")}
+    assert len(names) == 5
+    assert all(len(name) <= 80 and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in names)
+    assert file_name("p6/wrong_class") == "p6-wrong_class"

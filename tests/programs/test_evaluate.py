@@ -286,13 +286,61 @@ def test_pictures_show_the_best_the_median_and_the_worst(run, options, tmp_path)
     [
         ({"ensemble": "crops"}, "--ensemble=crops: 'crops' is not known"),
         ({"ensemble": "flips", "probe": True}, "--probe compares single sentences: leave out --ensemble"),
-        ({"tolerance": -1.0}, "--tolerance and --num_pictures must not be negative"),
+        ({"tolerance": float("nan")}, "--tolerance and --num_pictures must be 0 or larger numbers"),
+        ({"tolerance": -1.0}, "--tolerance and --num_pictures must be 0 or larger numbers"),
     ],
 )
 def test_options_that_make_no_sense_are_named(run, options, tmp_path, given, message):
     with pytest.raises(UserError, match=message):
         evaluate(options, run, ["sample"], ["p6"], tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_made_is_named(run, options, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file is a file: give a folder"):
+        evaluate(options, run, ["sample"], ["p6"], tmp_path / "file")
+    with pytest.raises(UserError, match=r"cannot be written .*: choose another folder"):
+        evaluate(options, run, ["sample"], ["p6"], tmp_path / "file" / "below")
+    with pytest.raises(UserError, match="--prompt names no prompt type"):
+        evaluate(options, run, ["sample"], [], tmp_path / "out")
+
+
+def test_another_evaluation_that_is_killed_leaves_no_mixture(run, options, tmp_path, monkeypatch):
+    first = evaluate(options, run, ["sample"], ["p6"], tmp_path, probe=True, tolerance=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "describe_run", lambda *_: 1 / 0)  # just before the end is noted
+        with pytest.raises(ZeroDivisionError):
+            evaluate(options, run, ["sample"], ["p6"], tmp_path, tolerance=8.0, num_pictures=1)
+    assert {path.name for path in tmp_path.rglob("*.jpg")} == {"best_0.jpg", "median_0.jpg", "worst_0.jpg"}
+    assert not (tmp_path / "probe.json").exists()
+    assert evaluate(options, run, ["sample"], ["p6"], tmp_path, probe=True, tolerance=1.0) == first
+
+
+def test_new_patients_in_the_annotations_are_seen(run, options, sample, tmp_path):
+    (tmp_path / "data" / "sample" / "anns").mkdir(parents=True)
+    for name in ("images", "masks"):
+        (tmp_path / "data" / "sample" / name).symlink_to(sample / "sample" / name)
+    options.data_dir = str(tmp_path / "data")
+    clusters = []
+    for patients in (False, True):
+        records = [r | ({"group": f"patient{i % 3}"} if patients else {}) for i, r in enumerate(read_records(sample))]
+        (tmp_path / "data" / "sample" / "anns" / "test.json").write_text(json.dumps(records))
+        row = evaluate(options, run, ["sample"], ["p6"], tmp_path / "out", num_pictures=0)["sample"]["p6"]
+        clusters.append(row["clusters"])
+    assert clusters == [len({record["img_name"] for record in read_records(sample)}), 3]
+
+
+def test_masks_of_sentences_that_are_not_asked_are_not_written(run, options, rectangles, tmp_path):
+    options.data_dir = str(rectangles)
+    path = rectangles / "rectangles" / "anns" / "test.json"
+    records = json.loads(path.read_text())
+    records[0]["prompts"]["p6"] = "polyp"  # one word cannot be shuffled
+    path.write_text(json.dumps(records))
+    evaluate(options, run, ["rectangles"], ["p6"], tmp_path, probe=True, save_masks=True, original_size=False)
+    folders = {folder.name: folder for folder in (tmp_path / "masks" / "rectangles").iterdir()}
+    assert len(list(folders["p6"].glob("*_mask.png"))) == 4
+    assert len(list(folders["p6-shuffled"].glob("*_mask.png"))) == 3
 
 
 def test_several_checkpoints_have_folders_of_their_own(tmp_path):

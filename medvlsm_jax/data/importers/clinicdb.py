@@ -26,7 +26,8 @@ def find_items(raw: Path, card: Card) -> list[Item]:
     parent = find_parent(png[0] if png else raw, card, IMAGES, MASKS)
     items = pair_folders(find_inside(parent, IMAGES), find_inside(parent, MASKS), card)
     sequences = read_sequences(folders)
-    groups = {item.image: sequences.get(Path(item.image).stem) or known_sequence(item) for item in items}
+    stems = {item.image: Path(item.image).stem for item in items}
+    groups = {image: sequences.get(stem) or known_sequence(stem) for image, stem in stems.items()}
     if unknown := [name for name, group in groups.items() if not group]:
         print(f"{len(unknown)} frames ({unknown[0]}, …) are in no known sequence: each is a group of its own")
     return [dataclasses.replace(item, group=groups[item.image] or item.image) for item in items]
@@ -41,9 +42,8 @@ def read_sequences(folders: list[Path]) -> dict[str, str]:
     return {row[FRAME]: f"{SEQUENCE}{row[SEQUENCE_ID]}" for row in rows if row.get(FRAME) and row.get(SEQUENCE_ID)}
 
 
-def known_sequence(item: Item) -> str:
-    """The group of a frame by its number; empty when it is none of the 612."""
-    stem = Path(item.image).stem
+def known_sequence(stem: str) -> str:
+    """The group of a frame by its number, the stem of its file; empty when it is none of the 612."""
     if not stem.isdecimal() or not 1 <= int(stem) <= LAST_FRAMES[-1]:
         return ""
     return f"{SEQUENCE}{bisect.bisect_left(LAST_FRAMES, int(stem)) + 1}"
