@@ -25,10 +25,11 @@ import ml_collections
 
 from configs import biomedclipseg, biomedclipseg_d, clipseg, cris, deeplabv3plus, unet, unetplusplus
 from medvlsm_jax.config import apply_overrides, base_config, split_items
-from medvlsm_jax.data.cards import CARDS, named_card, split_members
+from medvlsm_jax.data.cards import CARDS, Card, named_card, split_members
 from medvlsm_jax.data.grammars import GENERAL, named_grammar
+from medvlsm_jax.data.prompts import SUBSET, is_numbered, parse_attributes, split_prompts
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.evaluate import Options
+from medvlsm_jax.evaluate import Options, check_options
 from medvlsm_jax.models import preset
 
 Axes = dict[str, tuple[str, ...]]
@@ -102,7 +103,8 @@ def get_sweep(arg: str | None = None) -> Iterator[ml_collections.ConfigDict]:
     """
     sweep, axes, fields = parse(arg or "")
     names = set()
-    for point in points(sweep, axes):
+    target = next((item.partition("=")[2] for item in fields if item.startswith("target=")), "")
+    for point in points(sweep, axes, target):
         config = make_config(sweep, point, fields)
         if config.name in names:
             raise UserError(
@@ -162,8 +164,14 @@ def check_field(name: str) -> None:
         )
 
 
-def points(sweep: str, axes: Axes) -> Iterator[dict[str, str]]:
-    """The fields of each run that the axes set, and `target` where an image-only network sees one class alone."""
+def points(sweep: str, axes: Axes, target: str = "") -> Iterator[dict[str, str]]:
+    """The fields of each run that the axes set, and `target` where an image-only network sees one class alone.
+
+    Args:
+        sweep: its name.
+        axes: name -> values.
+        target: the only class of all runs, or empty.
+    """
     for model, dataset in itertools.product(axes["models"], axes.get("datasets", ("",))):
         is_blind = preset(model)[1].text is None
         types = axes.get("prompts", ("",))
@@ -172,13 +180,23 @@ def points(sweep: str, axes: Axes) -> Iterator[dict[str, str]]:
             types = ("p0",)
         elif sweep == "zero_shot":
             types = ("+".join(types),)
-        targets = named_card(dataset).targets if is_blind and sweep == "individual" else ()
+        targets = own_classes(dataset, target) if is_blind and sweep == "individual" else ("",)
         others = [axis for axis in ("fractions", "freeze", "seeds") if axis in axes]
-        for prompt, target in itertools.product(types, targets if len(targets) > 1 else ("",)):
+        for prompt, own in itertools.product(types, targets):
             for values in itertools.product(*(axes[axis] for axis in others)):
-                point = {"model": model, "dataset": dataset, "prompt": prompt, "target": target}
+                point = {"model": model, "dataset": dataset, "prompt": prompt, "target": own}
                 point |= {FIELDS[axis]: value for axis, value in zip(others, values, strict=True)}
                 yield {field: value for field, value in point.items() if value}
+
+
+def own_classes(dataset: str, target: str) -> tuple[str, ...]:
+    """The classes of a dataset with several, each of which has a run of its own; all or the one that is asked for."""
+    classes = named_card(dataset).targets
+    if len(classes) < 2:
+        return ("",)
+    if target and target not in classes:
+        raise UserError(f"--sweep: target={target}: {dataset} has no such class, but {', '.join(classes)}")
+    return (target,) if target else classes
 
 
 def prompt_types(dataset: str) -> tuple[str, ...]:
@@ -210,7 +228,35 @@ def make_config(sweep: str, point: dict[str, str], fields: list[str]) -> ml_coll
     config.evaluation.prompts = config.evaluation.prompts or config.prompt
     if not config.is_trained and not config.init:
         raise UserError("--sweep: zero_shot scores converted checkpoints: give checkpoints=DIR, which holds DIR/MODEL")
+    check_evaluation(config.evaluation)
     return config
+
+
+def check_evaluation(evaluation: Any) -> None:
+    """Raises UserError when what a run is to score can be seen to be wrong before it is trained.
+
+    Whether a dataset or prompt type of the user's own is there is found in the annotations, when the run starts.
+    """
+    options = evaluation.to_dict()
+    datasets, prompts = options.pop("datasets"), options.pop("prompts")
+    check_options(Options(**options))
+    cards = split_members(datasets, options["split"])
+    if not cards:
+        raise UserError(f"--sweep: {datasets} has no dataset for evaluation.split={options['split']}")
+    for prompt in prompts.split("+"):
+        if split_prompts(prompt) != [prompt]:
+            raise UserError(f"--sweep: evaluation.prompts={prompts}: {prompt!r} is not one prompt type: give p0+p6")
+        if prompt.startswith(SUBSET):
+            parse_attributes(prompt)
+        for card in cards if is_numbered(prompt) and prompt != "p0" else ():
+            check_numbered(prompt, card)
+
+
+def check_numbered(prompt: str, card: Card) -> None:
+    """Raises UserError when the sentences of a dataset whose card is known have no such numbered prompt type."""
+    types = named_grammar(card.grammar).types
+    if card != Card(card.name) and prompt not in types:
+        raise UserError(f"--sweep: {card.name} has no prompt type {prompt}, but p0, {', '.join(types)}")
 
 
 def config_file(model: str) -> str:

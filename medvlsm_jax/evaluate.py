@@ -141,9 +141,7 @@ def evaluate(
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file: give a folder")
     if not prompts:
-        raise UserError(
-            "--prompt names no prompt type: give p0 … p9, random, 'attributes:size,class', 'text:…'"
-        )
+        raise UserError("--prompt names no prompt type: give p0 … p9, random, 'attributes:size,class', 'text:…'")
     start_jax(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
@@ -214,7 +212,8 @@ def evaluate(
     summary = None if cases is None else summarise(cases)
     if log and cases:
         write_tables(log, cases, summary, prompts, chosen, str(checkpoint))
-        about = describe_run(checkpoint, source) | {"datasets": list(sets), "prompts": prompts}
+        about = describe_run(checkpoint, source)
+        about |= {"datasets": list(sets), "prompts": prompts, "target": config.target}
         about |= dataclasses.asdict(chosen) | {"settings": settings}
         atomic.write_text(output / DONE, json.dumps(about, indent=1) + "\n")
     return sharding.from_first_process(summary)

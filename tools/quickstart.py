@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from PIL import Image
@@ -20,7 +21,8 @@ from medvlsm_jax.data.synthetic import SAMPLE, write_sample
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluate import default_config, evaluate
 from medvlsm_jax.evaluation.pictures import captioned_sheet
-from medvlsm_jax.evaluation.report import percent, table
+from medvlsm_jax.evaluation.probes import Probes
+from medvlsm_jax.evaluation.report import interval, percent, table
 from medvlsm_jax.predict import predict
 from medvlsm_jax.train import train
 
@@ -39,8 +41,8 @@ NEXT = """What to do next with real data (the README has more):
       --prompt=p6,p0 --output=runs/kvasir_p6/test"""
 
 
-def quickstart(output: Path, num_images: int, overrides: str) -> dict[str, dict[str, float]]:
-    """Draws, trains, evaluates and predicts below `output`; returns the three conditions' scores."""
+def quickstart(output: Path, num_images: int, overrides: str) -> tuple[dict[str, dict[str, Any]], Probes]:
+    """Draws, trains, evaluates and predicts below `output`; returns the three conditions' scores, and the probe's."""
     data_dir = output / "data"
     print(f"1/4 drawing {num_images} images ...")
     write_sample(data_dir, num_images=num_images)
@@ -57,10 +59,12 @@ def quickstart(output: Path, num_images: int, overrides: str) -> dict[str, dict[
     scores = evaluate(evaluation, output, [SAMPLE], prompts, output / "evaluation")[SAMPLE]
     results = {name: scores[prompt] for name, (prompt, _) in CONDITIONS.items()}
     atomic.write_text(output / "metrics.json", json.dumps(results, indent=1) + "\n")
+    probe = {"probe": True, "original_size": False, "num_pictures": 0}
+    evaluate(evaluation, output, [SAMPLE], [prompts[0]], output / "probe", **probe)
 
     print("4/4 segmenting a few test images ...")
     draw_predictions(data_dir, output)
-    return results
+    return results, json.loads((output / "probe" / "probe.json").read_text("utf-8"))
 
 
 def draw_predictions(data_dir: Path, output: Path) -> None:
@@ -84,12 +88,17 @@ def main(_: list[str]) -> None:
     """Runs the command line."""
     start, args = time.monotonic(), flags.FLAGS
     output = Path(args.output)
-    results = quickstart(output, args.num_images, args.overrides)
+    results, probes = quickstart(output, args.num_images, args.overrides)
     rows = [["the model is given", "Dice", "IoU", "n"]]
     for name, (_prompt, label) in CONDITIONS.items():
         dice, iou, n = (results[name][key] for key in ("dice_mean", "iou_mean", "n"))
         rows.append([label, percent(dice), percent(iou), str(int(n))])
+    use = next(iter(probes[SAMPLE].values()))["language_use"]
     print(f"\n{table(rows)}\n")
+    print(
+        f"Dice that is lost with the sentence of another image: {percent(use['mean'])} (95 % interval "
+        f"{interval(use['low'], use['high'])});\nprobe/probe.html says which words the model reacts to\n"
+    )
     print(f"{(time.monotonic() - start) / 60:.1f} minutes; everything lies in {output}:")
     print("  metrics.json          the table above            predictions/sheet.png   images and overlays")
     print("  evaluation/cases.csv  every test object          metrics.jsonl, tensorboard/   the run")

@@ -98,6 +98,20 @@ def find_best(
     return 0
 
 
+def check_flags(args: Any) -> None:
+    """Raises UserError when flags make no sense, or not together."""
+    if args.index >= args.count:
+        raise UserError(f"--index={args.index}: with --count={args.count} it is 0 to {args.count - 1}")
+    given = {"report": args.report, "index": args.index, "count": args.count > 1}
+    idle = [f"--{name}" for name, is_given in given.items() if is_given]
+    if args.trials and idle:
+        raise UserError(
+            f"--trials does nothing with {', '.join(idle)}: leave that out; machines share a search by one --output"
+        )
+    if args.output and (path := Path(args.output)).exists() and not path.is_dir():
+        raise UserError(f"--output={path} is a file: give a folder")
+
+
 def main(_: list[str]) -> None:
     """Runs the command line."""
     args = flags.FLAGS
@@ -108,11 +122,9 @@ def main(_: list[str]) -> None:
     if args.run:
         perform_one(Path(args.output, args.run))
         return
-    if args.index >= args.count:
-        raise UserError(f"--index={args.index}: with --count={args.count} it is 0 to {args.count - 1}")
+    check_flags(args)
     names, runs = load_sweep(args.sweep)
-    if not args.trials:
-        runs = runs[args.index :: args.count]
+    runs = runs[args.index :: args.count]
     if args.list:
         print(list_runs(runs, Path(args.output) if args.output else None))
         return

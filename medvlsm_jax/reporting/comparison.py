@@ -1,9 +1,11 @@
 """What a report compares: one result for each training set, model, test dataset and prompt type."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,7 @@ class Result:
         values: as in metrics.json.
         dice: of each record, 0 to 1.
         evaluations: where it comes from: one, or one for each class.
+        missing: classes of the dataset that no run is of, where each run is of one class.
         source: dataset and prompt as these evaluations call them.
     """
 
@@ -53,6 +56,7 @@ class Result:
     values: Mapping[str, Any]
     dice: Float[np.ndarray, " n"]
     evaluations: tuple[Evaluation, ...]
+    missing: tuple[str, ...]
     source: tuple[str, str]
 
     @property
@@ -66,15 +70,22 @@ class Result:
         return f"{self.trained_prompt} → {self.prompt}" if self.trained_prompt else self.prompt
 
 
-def collect_results(evaluations: Sequence[Evaluation]) -> list[Result]:
-    """All results in the order of the paper's table; runs on one class each become one result over all of them."""
+def collect_results(
+    evaluations: Sequence[Evaluation], classes: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> list[Result]:
+    """All results in the order of the paper's table; runs on one class each become one result over all of them.
+
+    Args:
+        evaluations: what the results come from.
+        classes: dataset -> its classes, so that a class of which no run has come out is not passed over in silence.
+    """
     labels = label_models(evaluations)
     found: dict[tuple[str, str, str, str, str], list[tuple[Evaluation, str, str]]] = {}
     for evaluation in evaluations:
         for dataset, prompt in evaluation.conditions():
             key = (group_of(evaluation, dataset), labels[evaluation], dataset, *prompts_of(evaluation, prompt))
             found.setdefault(key, []).append((evaluation, dataset, prompt))
-    results = [make_result(*key, parts) for key, parts in found.items()]
+    results = [make_result(*key, parts, classes.get(key[2], ())) for key, parts in found.items()]
     return sorted(
         results,
         key=lambda one: (rank(one.trained_on), one.model, place(one.dataset), one.trained_prompt, one.prompt),
@@ -88,9 +99,13 @@ def make_result(
     trained_prompt: str,
     prompt: str,
     parts: Sequence[tuple[Evaluation, str, str]],
+    classes: Sequence[str],
 ) -> Result:
-    """A result from the evaluations that are part of it."""
+    """A result from the evaluations that are part of it; where classes are missing, the model names those there."""
     evaluation, *source = parts[0]
+    there = [part.target for part, _, _ in parts if part.target]
+    missing = tuple(name for name in classes if there and name not in there)
+    model = name_classes(model, there) if missing else model
     return Result(
         trained_on,
         model,
@@ -101,6 +116,7 @@ def make_result(
         values=evaluation.metrics[source[0]][source[1]] if len(parts) == 1 else merge(parts),
         dice=np.concatenate([part.dice[name, condition] for part, name, condition in parts]),
         evaluations=tuple(part for part, _, _ in parts),
+        missing=missing,
         source=(source[0], source[1]),
     )
 
@@ -147,6 +163,12 @@ def model_name(evaluation: Evaluation) -> str:
 
 def label_models(evaluations: Sequence[Evaluation]) -> dict[Evaluation, str]:
     """The model of each evaluation, with those settings that tell apart what would else share a cell."""
+    varying = varying_settings(evaluations)
+    return number_repeats({one: label(one, varying.get(model_name(one), [])) for one in evaluations})
+
+
+def varying_settings(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
+    """Model -> the settings that differ between evaluations of it which would else share a cell."""
     cells: dict[tuple[str, ...], list[Evaluation]] = {}
     for evaluation in evaluations:
         for dataset, prompt in evaluation.conditions():
@@ -156,15 +178,36 @@ def label_models(evaluations: Sequence[Evaluation]) -> dict[Evaluation, str]:
     for (model, *_), sharing in cells.items():
         settings = [settings_of(evaluation) for evaluation in sharing]
         names = [name for name in settings[0] if len({setting[name] for setting in settings}) > 1]
-        is_told = len({tuple(setting[name] for name in names) for setting in settings}) == len(sharing)
-        varying[model] = list(dict.fromkeys([*varying.get(model, []), *names, *([] if is_told else ["run"])]))
-    return {evaluation: label(evaluation, varying.get(model_name(evaluation), [])) for evaluation in evaluations}
+        varying[model] = list(dict.fromkeys([*varying.get(model, []), *names]))
+    return varying
+
+
+def number_repeats(labels: Mapping[Evaluation, str]) -> dict[Evaluation, str]:
+    """The labels, with `run 2`, … where runs of the very same settings would share a cell."""
+    taken: dict[tuple[str, ...], set[int]] = {}
+    numbered: dict[Evaluation, str] = {}
+    for one in sorted(labels, key=lambda one: one.name):
+        cells = [
+            (labels[one], one.target, group_of(one, dataset), dataset, *prompts_of(one, prompt))
+            for dataset, prompt in one.conditions()
+        ]
+        used = {number for cell in cells for number in taken.get(cell, ())}
+        number = next(number for number in itertools.count(1) if number not in used)
+        for cell in cells:
+            taken.setdefault(cell, set()).add(number)
+        numbered[one] = labels[one] if number == 1 else f"{labels[one]}, run {number}"
+    return numbered
 
 
 def label(evaluation: Evaluation, names: Iterable[str]) -> str:
     """A model with some of its settings."""
-    settings = settings_of(evaluation) | {"run": evaluation.name}
+    settings = settings_of(evaluation)
     return ", ".join([model_name(evaluation), *(f"{name}={settings[name]}" for name in names if settings[name])])
+
+
+def name_classes(model: str, classes: Iterable[str]) -> str:
+    """A model that was scored on some classes of a dataset alone."""
+    return f"{model} ({', '.join(classes)})"
 
 
 def settings_of(evaluation: Evaluation) -> dict[str, str]:

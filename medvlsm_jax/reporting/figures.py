@@ -334,13 +334,20 @@ def to_svg(figure: Figure) -> bytes:
 
 
 @drawing()
-def write_figure(folder: Path, name: str, figure: Figure) -> None:
-    """Writes NAME.pdf with embedded fonts and NAME.png with 300 dots an inch; what LaTeX takes amiss becomes a dash."""
+def write_figure(folder: Path, name: str, figure: Figure) -> set[Path]:
+    """Writes NAME.pdf with embedded fonts and NAME.png with 300 dots an inch; what LaTeX takes amiss becomes a dash.
+
+    Returns:
+        Both files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^\w+-]+", "-", name)
+    written = set()
     for ending, metadata in (("pdf", {"CreationDate": None, "Creator": None, "Producer": None}), ("png", {})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=ending, metadata=metadata)
         temporary = folder / f".{name}.{os.getpid()}.tmp"
         temporary.write_bytes(buffer.getvalue())
         os.replace(temporary, folder / f"{name}.{ending}")
+        written.add(folder / f"{name}.{ending}")
+    return written

@@ -14,6 +14,7 @@ from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation.cases import CASES, UNFINISHED, read_cases
 
 EVALUATION = "evaluation.json"  # written last
+RUN = "run.json"  # of a sweep
 ZERO_SHOT = "zero-shot"
 IMAGE_ONLY = ("unet", "unetplusplus", "deeplabv3plus")  # networks that read no sentence
 REQUIRED = ("model", "network", "prompts", "trained")  # of evaluation.json
@@ -101,7 +102,7 @@ def find_evaluations(
     """
     evaluations: list[Evaluation] = []
     problems: list[Problem] = []
-    workdirs: list[tuple[str, Path]] = []
+    others: list[tuple[Problem, Path]] = []
     for name, folder, files in walk(roots):
         if EVALUATION in files:
             name = str(folder) if any(name == other.name for other in evaluations) else name
@@ -111,26 +112,32 @@ def find_evaluations(
                 problems.append(Problem(name, f"cannot be read: {' '.join(str(error).split()) or repr(error)}"))
         elif CASES in files or UNFINISHED in files:
             problems.append(Problem(name, f"unfinished: {folder} has no {EVALUATION} yet, evaluate again"))
+        elif RUN in files and not is_done(folder):
+            others.append((Problem(name, "not finished: see log.txt"), folder))
         elif "config.json" in files and "metrics.jsonl" in files:
-            workdirs.append((name, folder))
-    problems += unevaluated(workdirs, evaluations, problems)
+            others.append((Problem(name, "trained, but not evaluated"), folder))
+    problems += unevaluated(others, evaluations, problems)
     if not evaluations:
         why = f" ({problems[0].name}: {problems[0].reason})" if problems else ""
         raise UserError(f"{', '.join(map(str, roots))}: no finished evaluation there{why}: evaluate a run first")
     return evaluations, sorted(problems)
 
 
+def is_done(folder: Path) -> bool:
+    """Whether a sweep's run has finished."""
+    try:
+        return read_json(folder / RUN).get("status") == "done"
+    except ValueError:
+        return False
+
+
 def unevaluated(
-    workdirs: Sequence[tuple[str, Path]], evaluations: Sequence[Evaluation], problems: Sequence[Problem]
+    runs: Sequence[tuple[Problem, Path]], evaluations: Sequence[Evaluation], problems: Sequence[Problem]
 ) -> list[Problem]:
-    """The training runs, each by name and folder, that none of the evaluations is of."""
+    """Those of the runs, each with its folder, that none of the evaluations is of."""
     known = {one.name for one in (*evaluations, *problems)}
     known_folders = {Path(one.settings["workdir"]).resolve() for one in evaluations if one.settings.get("workdir")}
-    return [
-        Problem(name, "trained, but not evaluated")
-        for name, folder in workdirs
-        if name not in known and folder.resolve() not in known_folders
-    ]
+    return [problem for problem, folder in runs if problem.name not in known and folder.resolve() not in known_folders]
 
 
 def walk(roots: Sequence[Path]) -> Iterator[tuple[str, Path, list[str]]]:

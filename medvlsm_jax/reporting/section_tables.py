@@ -8,6 +8,7 @@ import numpy as np
 from medvlsm_jax.reporting import figures
 from medvlsm_jax.reporting.comparison import Key, Result, best_prompts, datasets_of
 from medvlsm_jax.reporting.page import Html, Plate, Section, cell, escape, paragraph, signed, table
+from medvlsm_jax.reporting.seeds import SeedGroup, seed_groups
 from medvlsm_jax.reporting.tables import (
     DISTANCE,
     MISSING,
@@ -15,6 +16,7 @@ from medvlsm_jax.reporting.tables import (
     groups_of,
     interval,
     mean,
+    number,
     present_metrics,
     published,
     state_of_the_art,
@@ -37,12 +39,17 @@ def table2_section(results: Sequence[Result]) -> Section:
     caption = (
         "Mean Dice (%) with its 95 % interval (bootstrap over images or patients) and the prompt type; the best of a "
         "training set is bold. In italics the paper's figure for the same training set and network (MIDL 2024, Table "
-        "2), and ours minus it. An arrow leads from the prompt type of the training to that of the test."
+        "2), and ours minus it, where ours is of the test split, one sentence an image and all training data. An arrow "
+        "leads from the prompt type of the training to that of the test."
     )
+    if any(one.missing for one in results):
+        caption += " A model with classes in brackets was scored on these alone, not on all of the dataset."
     choice = CHOICE if len({one.shown_prompt for one in results}) > 1 else f"Prompt type: {results[0].shown_prompt}."
     body = [paragraph(choice), table(header(results, datasets), table2_lines(rows, datasets), caption, text_columns=2)]
     if metrics := [metric for metric in present_metrics(results) if metric not in NOT_SHOWN]:
         body.append(metrics_table(rows, metrics))
+    if groups := seed_groups(results):
+        body.append(seeds_table(groups))
     return Section("Segmentation, beside the published figures", definition, body)
 
 
@@ -61,15 +68,17 @@ def table2_lines(rows: Mapping[Key, Mapping[str, Result]], datasets: Sequence[st
         cells = [table2_cell(row[name], peers) if name in row else Html(MISSING) for name in datasets]
         yield [trained_on if trained.index(trained_on) == i else "", model, *cells]
         is_last = trained_on not in trained[i + 1 :]
-        if is_last and (best := state_of_the_art(trained_on, datasets)):
+        own = [one for peer in peers for one in peer.values()]
+        if is_last and (best := state_of_the_art(own, datasets)):
             cited = [paper_line("" if value is None else f"{value:.2f}") for value in best]
             yield ["", Html("<i>state of the art, as the paper cites it</i>"), *cited]
 
 
 def table2_cell(result: Result, peers: Sequence[Mapping[str, Result]]) -> Html:
     """A mean, its interval, its prompt type and the paper's figure."""
-    top = max(peer[result.dataset].values["dice_mean"] for peer in peers if result.dataset in peer)
-    is_best = len(peers) > 1 and result.values["dice_mean"] == top
+    whole = [peer[result.dataset] for peer in peers if result.dataset in peer and not peer[result.dataset].missing]
+    top = max((one.values["dice_mean"] for one in whole), default=None)
+    is_best = len(peers) > 1 and result in whole and result.values["dice_mean"] == top
     ours = cell(mean(result.values), interval(result.values), figures.shorten(result.shown_prompt, 24), is_best=is_best)
     paper = published(result)
     return ours if paper is None else Html(ours + paper_line(f"{paper.dice:.2f} ({signed(paper.difference / 100)})"))
@@ -99,6 +108,23 @@ def metrics_table(rows: Mapping[Key, Mapping[str, Result]], metrics: Sequence[st
             "the probabilities resized to the image's own size."
         )
     return table(names, lines, caption, text_columns=3)
+
+
+def seeds_table(groups: Sequence[SeedGroup]) -> Html:
+    """Mean and standard deviation over the seeds of the training."""
+    datasets = datasets_of(group.results[0] for group in groups)
+    rows: dict[tuple[str, str, str], dict[str, Html]] = {}
+    for group in groups:
+        one = group.results[0]
+        spread = " ± ".join(number(value) for value in group.spread("dice"))
+        row = rows.setdefault((one.trained_on, group.model, one.shown_prompt), {})
+        row[one.dataset] = cell(spread, f"{len(group.seeds)} seeds")
+    lines = [[*key, *(row.get(name, MISSING) for name in datasets)] for key, row in rows.items()]
+    caption = (
+        "Mean Dice (%) over runs that differ in nothing but the seed of their training, ± the standard deviation "
+        "between seeds; seeds.csv has all metrics."
+    )
+    return table(["finetuned on", "model", "prompt", *datasets], lines, caption, text_columns=3)
 
 
 def row_labels(results: Sequence[Result]) -> list[tuple[str, str]]:

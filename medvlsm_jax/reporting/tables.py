@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from medvlsm_jax import atomic
 from medvlsm_jax.evaluation.cases import METRICS
-from medvlsm_jax.reporting.comparison import INDIVIDUAL, Result, best_prompts, datasets_of
+from medvlsm_jax.reporting.comparison import INDIVIDUAL, Result, best_prompts, datasets_of, settings_of
 from medvlsm_jax.reporting.published import STATE_OF_THE_ART, published_dice
 from medvlsm_jax.reporting.runs import ZERO_SHOT, Evaluation
+from medvlsm_jax.reporting.seeds import SeedGroup, seed_groups
 
 TITLES = {
     **{"dice": "Dice", "iou": "IoU", "precision": "Precision", "recall": "Recall"},
@@ -18,6 +19,8 @@ TITLES = {
     **{"hd95": "HD95", "nsd": "NSD"},
 }
 DISTANCE = "hd95"  # in pixels or mm, and better when small; all others are shares
+# The settings of the paper's figures; what a zero-shot evaluation or an older one lacks is empty.
+AS_PUBLISHED = {"split": ("", "test"), "ensemble": ("",), "data_num": ("", "1.0"), "zero_prompt": ("", "False")}
 KINDS = ("mean", "std", "low", "high")
 MISSING = "–"
 
@@ -49,15 +52,26 @@ def mean(values: Mapping[str, Any], metric: str = "dice") -> str:
 
 
 def published(result: Result) -> Published | None:
-    """What the paper reports for the same training set, network and dataset."""
+    """What the paper reports for the same training set, network and dataset, of a result that compares with it."""
     dice = published_dice().get((result.trained_on, result.network, result.dataset))
-    return None if dice is None else Published(dice, 100 * result.values["dice_mean"] - dice)
+    return (
+        None if dice is None or not is_comparable(result) else Published(dice, 100 * result.values["dice_mean"] - dice)
+    )
 
 
-def state_of_the_art(trained_on: str, datasets: Sequence[str]) -> list[float | None]:
-    """What the paper cites as best for each dataset, in percent; nothing but for networks of their own."""
-    found = [published_dice().get((trained_on, STATE_OF_THE_ART, dataset)) for dataset in datasets]
-    return found if trained_on == INDIVIDUAL and any(found) else []
+def is_comparable(result: Result) -> bool:
+    """Whether a result is of what the paper's are: all training data, all classes, the test split, one sentence."""
+    if result.missing or any(one.settings.get("target", one.target) != one.target for one in result.evaluations):
+        return False
+    settings = [settings_of(evaluation) for evaluation in result.evaluations]
+    return all(one[name] in values for one in settings for name, values in AS_PUBLISHED.items())
+
+
+def state_of_the_art(results: Sequence[Result], datasets: Sequence[str]) -> list[float | None]:
+    """What the paper cites as best for each dataset, in percent, where results of its own training compare with it."""
+    own = {result.dataset for result in results if result.trained_on == INDIVIDUAL and is_comparable(result)}
+    found = [published_dice().get((INDIVIDUAL, STATE_OF_THE_ART, name)) if name in own else None for name in datasets]
+    return found if any(found) else []
 
 
 def present_metrics(results: Iterable[Result]) -> list[str]:
@@ -107,6 +121,19 @@ def table2_rows(results: Sequence[Result]) -> Iterable[Sequence[object]]:
             paper = published(one)
             beside = ("", "") if paper is None else (f"{paper.dice:.2f}", f"{paper.difference:+.2f}")
             yield (*one.key, one.network, one.dataset, trained, one.prompt, one.values["n"], *dice, *beside)
+
+
+def seed_rows(groups: Sequence[SeedGroup]) -> Iterable[Sequence[object]]:
+    """Mean and standard deviation of every metric over the seeds, one a line; shares from 0 to 1."""
+    names = ("finetuned_on", "model", "network", "dataset", "trained_prompt", "prompt", "metric", "seeds", "k")
+    yield (*names, "mean", "std", "unit")
+    for group in groups:
+        one, seeds = group.results[0], "+".join(group.seeds)
+        about = (one.trained_on, group.model, one.network, one.dataset, one.trained_prompt, one.prompt)
+        for metric in present_metrics(group.results):
+            spread = [rounded(value) for value in group.spread(metric)]
+            unit = one.values.get("unit", "") if metric == DISTANCE else ""
+            yield (*about, metric, seeds, len(group.seeds), *spread, unit)
 
 
 def percents(value: float | None) -> str:
@@ -174,7 +201,8 @@ def latex_table(results: Sequence[Result], metric: str) -> str:
         if metric == "dice" and (beside := published_line(row, datasets)):
             lines.append(beside)
     for trained_on, lines in groups.items():
-        if metric == "dice" and (best := state_of_the_art(trained_on, datasets)):
+        own = [one for one in results if one.trained_on == trained_on]
+        if metric == "dice" and (best := state_of_the_art(own, datasets)):
             lines.append(["", r"\textit{state of the art}", *(italic(value) for value in best)])
     unit = "" if metric == DISTANCE else " in percent"
     comment = (
@@ -204,12 +232,24 @@ def small(text: str) -> str:
 # --- All of them -----------------------------------------------------------------------------------------------------
 
 
-def write_tables(folder: Path, evaluations: Sequence[Evaluation], results: Sequence[Result]) -> None:
-    """Writes metrics.csv, table2.csv and table2.tex, a LaTeX table for every other metric, and probes.csv."""
-    atomic.write_csv(folder / "metrics.csv", metric_rows(evaluations))
-    atomic.write_csv(folder / "table2.csv", table2_rows(results))
-    for metric in present_metrics(results):
-        name = "table2" if metric == "dice" else metric
-        atomic.write_text(folder / f"{name}.tex", latex_table(results, metric))
+def write_tables(folder: Path, evaluations: Sequence[Evaluation], results: Sequence[Result]) -> set[Path]:
+    """Writes metrics.csv, table2.csv and table2.tex, a LaTeX table for every other metric, probes.csv and seeds.csv.
+
+    Returns:
+        What was written.
+    """
+    lists = {"metrics": metric_rows(evaluations), "table2": table2_rows(results)}
     if any(evaluation.probe for evaluation in evaluations):
-        atomic.write_csv(folder / "probes.csv", probe_rows(evaluations))
+        lists["probes"] = probe_rows(evaluations)
+    if groups := seed_groups(results):
+        lists["seeds"] = seed_rows(groups)
+    written = {folder / f"{name}.csv": rows for name, rows in lists.items()}
+    for path, rows in written.items():
+        atomic.write_csv(path, rows)
+    texts = {
+        folder / f"{'table2' if metric == 'dice' else metric}.tex": latex_table(results, metric)
+        for metric in present_metrics(results)
+    }
+    for path, text in texts.items():
+        atomic.write_text(path, text)
+    return {*written, *texts}

@@ -20,6 +20,10 @@ from typing import IO, Any
 import ml_collections
 
 from medvlsm_jax import atomic
+from medvlsm_jax.data.annotations import load_split, select_target
+from medvlsm_jax.data.cards import split_members
+from medvlsm_jax.data.integrity import ERROR
+from medvlsm_jax.data.prompts import check_prompt
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluate import default_config, evaluate
 from medvlsm_jax.train import train
@@ -62,15 +66,28 @@ def perform(folder: Path) -> None:
         SystemExit: a signal came during the training, which has saved.
     """
     config: Any = ml_collections.ConfigDict(read_run(folder)["config"])
+    options = config.evaluation.to_dict()
+    datasets, prompts = (list(filter(None, options.pop(name).split("+"))) for name in ("datasets", "prompts"))
+    if datasets:
+        check_evaluated(config, datasets, prompts, options["split"])
     if config.is_trained:
         train(training_config(config), folder)
-    options = config.evaluation.to_dict()
-    datasets, prompts = (options.pop(name) for name in ("datasets", "prompts"))
     if datasets:
         checkpoint = folder if config.is_trained else config.init
-        names = datasets.split("+"), prompts.split("+")
-        evaluate(evaluation_config(config), checkpoint, *names, folder / EVALUATION, **options)
+        evaluate(evaluation_config(config), checkpoint, datasets, prompts, folder / EVALUATION, **options)
     write_run(folder, config, DONE)
+
+
+def check_evaluated(config: Any, datasets: Sequence[str], prompts: Sequence[str], split: str) -> None:
+    """Raises UserError when a dataset, class or prompt type that is to be scored is not there, before the training."""
+    found = [
+        record
+        for card in split_members("+".join(datasets), split)
+        for record in load_split(config.data_dir, card, split)
+    ]
+    records = select_target(found, config.target)
+    for prompt in prompts if config.data.on_bad == ERROR else ():
+        check_prompt(records, prompt)
 
 
 # --- State on disk ---------------------------------------------------------------------------------------------------

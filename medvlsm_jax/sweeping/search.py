@@ -16,7 +16,9 @@ from typing import IO, Any
 
 import ml_collections
 import optuna
+from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from medvlsm_jax import atomic
@@ -38,20 +40,26 @@ Suggest = Callable[[Any, Any], None]  # of an optuna trial and a config, which i
 
 
 def open_study(output: Path, base: ml_collections.ConfigDict) -> optuna.Study:
-    """The study of a folder, new or continued; raises UserError when it was begun with another config."""
+    """The study of a folder, new or continued; raises UserError when it is broken or was begun with another config."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
-        study = optuna.create_study(
-            storage=f"sqlite:///{(output / STUDY).absolute()}",
-            study_name="search",
-            direction="maximize",
-            pruner=PRUNER,
-            load_if_exists=True,
-        )
-        old = study.user_attrs.get(BASE)
-        if old is None:
-            study.set_user_attr(BASE, as_json(base))
+        try:
+            study = optuna.create_study(
+                storage=f"sqlite:///{(output / STUDY).absolute()}",
+                study_name="search",
+                direction="maximize",
+                pruner=PRUNER,
+                load_if_exists=True,
+            )
+            old = study.user_attrs.get(BASE)
+            if old is None:
+                study.set_user_attr(BASE, as_json(base))
+        except (SQLAlchemyError, OptunaError) as error:
+            raise UserError(
+                f"{output / STUDY} cannot be read ({str(error).splitlines()[0]}): if it is broken, put back a copy or "
+                "choose another --output"
+            ) from error
     if changed := changed_fields(old or {}, as_json(base)):
         raise UserError(
             f"{output} holds a search of another config: {', '.join(changed)} differ. Give the old values, or choose "
@@ -108,6 +116,15 @@ def give_up_killed(study: optuna.Study, output: Path) -> None:
         lock.close()
 
 
+def retry_failed(study: optuna.Study, output: Path) -> None:
+    """Trials whose last attempt has failed come again, with their values and folders: their cause may be mended."""
+    with locked(output):
+        last = {folder_name(trial): trial for trial in study.get_trials(deepcopy=False)}
+        for name, trial in last.items():
+            if trial.state is TrialState.FAIL:
+                study.enqueue_trial(trial.params, user_attrs={FOLDER: name})
+
+
 class Attempt:
     """A trial with the process that trains it."""
 
@@ -162,6 +179,9 @@ def search(
 ) -> optuna.Study:
     """Trains until there are so many trials, or a signal has come and those at work have saved.
 
+    Trials that failed in an earlier call are tried once more. One that still has a process of another program, or of
+    one that was killed and lets it save, is waited for, since it may have to be taken up.
+
     Args:
         base: the config that `suggest` changes.
         suggest: chooses a trial's values.
@@ -171,9 +191,10 @@ def search(
         signals: those received; a signal handler may add to it meanwhile.
 
     Raises:
-        UserError: the study was begun with another config.
+        UserError: the study is broken, or was begun with another config.
     """
     study = open_study(output, base)
+    retry_failed(study, output)
     attempts: dict[Child, Attempt] = {}
     with tqdm(total=trials, unit="trial", disable=None) as bar:
         while True:
@@ -182,7 +203,8 @@ def search(
             while children.free and not signals and (found := next_trial(study, output, trials)):
                 attempt = begin(*found, base, suggest, output, children)
                 attempts[attempt.child] = attempt
-            if not children.running:
+            running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if not children.running and (signals or not running):
                 return study
             for child in children.running:
                 attempts[child].follow()

@@ -47,9 +47,8 @@ def run_sweep(
     """
     outcomes: dict[str, Outcome] = {}
     runs: list[Any] = list(configs)
-    waiting = list(runs)
-    for config in runs:
-        is_done(output / config.name, config)  # before anything starts
+    done = [config.name for config in runs if is_done(output / config.name, config)]  # before anything starts
+    waiting = [config for config in runs if config.name not in done]
     with tqdm(total=len(runs), unit="run", disable=None) as bar:
 
         def tell(name: str, outcome: Outcome, reason: str = "") -> None:
@@ -57,10 +56,14 @@ def run_sweep(
             tqdm.write(describe(name, outcome, reason))
             bar.update()
 
+        for name in done:
+            tell(name, Outcome(SKIPPED))
         while children.running or (waiting and not signals):
             if signals:
                 children.ask_to_stop()
             for config in [] if signals else list(waiting):
+                if not children.free:
+                    break
                 if is_done(output / config.name, config):
                     tell(config.name, Outcome(SKIPPED))
                 elif not begin(config, output / config.name, children):
@@ -75,8 +78,8 @@ def run_sweep(
 
 
 def begin(config: ml_collections.ConfigDict, folder: Path, children: Children) -> Child | None:
-    """Starts a run, unless all shares of the machine are taken or another program is working on it."""
-    if not children.free or (lock := try_lock(folder)) is None:
+    """Starts a run on a free share of the machine, unless another program is working on it."""
+    if (lock := try_lock(folder)) is None:
         return None
     if is_done(folder, config):  # by another program, since that was asked last: the next look will tell
         lock.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import report
-from evaluation_files import Run, training, write_evaluation, write_history
+from evaluation_files import Run, training, write_evaluation, write_history, write_json
 
 from medvlsm_jax.errors import UserError
 
@@ -80,8 +80,8 @@ def test_ours_and_the_published_figures_stand_beside_each_other(page):
 
 def test_what_is_left_out_is_listed(page, runs, tmp_path, capsys):
     assert "trained, but not evaluated" in page.read_text("utf-8")
-    report.write_report([runs], tmp_path)
-    assert "left out: not-evaluated: trained, but not evaluated" in capsys.readouterr().out
+    report.write_report([runs / "zero-shot", runs / "not-evaluated"], tmp_path)
+    assert "left out: not-evaluated: trained, but not evaluated\n" in capsys.readouterr().out
 
 
 def test_tables_and_figures_lie_beside_the_page(page):
@@ -105,6 +105,45 @@ def test_domains_are_those_of_the_pool(page):
     assert line
     cells = re.findall(r"<td>(\d+)</td>", line[0])
     assert cells == ["3", "1"]
+
+
+def test_seeds_classes_and_domains_say_what_they_are(tmp_path):
+    root = tmp_path / "runs"
+    for seed in (1, 2):
+        write_evaluation(root / f"seed{seed}" / "evaluation", Run(training("busi", seed=seed)))
+    target = {"target": "myocardium"}
+    write_evaluation(root / "myocardium", Run(training("camus", **target), "unet", "unet", datasets=["camus"]))
+    write_evaluation(root / "pool", Run(training("pooled_polyp"), datasets=POLYPS))
+    write_json(root / "seed1" / "run.json", {"status": "done"})
+    (root / "myocardium_2").mkdir()
+    write_json(root / "myocardium_2" / "run.json", {"status": "started"})
+    text = report.write_report([root], tmp_path / "report").read_text("utf-8")
+    assert re.search(r"<td>\d\d\.\d\d ± \d+\.\d\d<small>2 seeds</small></td>", text)
+    assert (tmp_path / "report/tables/seeds.csv").exists()
+    assert "unet, one run a class (myocardium)" in text
+    assert "A model with classes in brackets was scored on these alone" in text
+    assert "90.19" not in text  # the paper's, of all classes
+    assert "myocardium_2</td><td" in text
+    assert "not finished: see log.txt" in text
+    assert "makes the Dice in the domain slightly optimistic" in text
+
+
+def test_what_an_older_report_has_left_is_removed(runs, tmp_path):
+    old = ["tables/nsd_old.csv", "tables/old.tex", "figures/old.pdf", "figures/old.png"]
+    kept = ["tables/notes.txt", "figures/mine.svg", "mine.csv"]
+    for name in (*old, *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    report.write_report([runs / "zero-shot"], tmp_path)
+    assert [name for name in (*old, *kept) if (tmp_path / name).exists()] == kept
+    assert (tmp_path / "tables/table2.csv").exists()
+    assert list((tmp_path / "figures").glob("*.pdf"))
+
+
+def test_an_output_that_is_a_file_is_named(runs, tmp_path):
+    (tmp_path / "report").touch()
+    with pytest.raises(UserError, match="report is a file: give a folder"):
+        report.write_report([runs], tmp_path / "report")
 
 
 def test_a_folder_without_evaluations_is_an_error(tmp_path):

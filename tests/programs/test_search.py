@@ -4,6 +4,7 @@ import csv
 import json
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -36,7 +37,7 @@ with open(folder + "/metrics.jsonl", "a+") as file:
     file.seek(0)
     first = len(file.readlines()) // 2
     for epoch in range(first, 12):
-        time.sleep(0.02 if rate > 0.25 else 0.2)
+        time.sleep(0.01 if rate > 0.25 else 0.1)
         for name, value in (("train/loss", 1.0), ("val/dice", rate * (epoch + 1) / 12)):
             file.write(json.dumps({"step": epoch + 1, "name": name, "value": value}) + "\\n")
         file.flush()
@@ -151,6 +152,42 @@ def test_a_killed_trial_fails_and_another_goes_on_in_its_folder(base, tmp_path):
         ("trial_0001", "COMPLETE"),
     ]
     assert set(trials) == {"trial_0000", "trial_0001"}
+
+
+def test_a_trial_whose_process_outlives_its_program_is_waited_for_and_taken_up(base, tmp_path):
+    study = enqueue(base, tmp_path, 0.5)
+    found = search.next_trial(study, tmp_path, 1)
+    assert found is not None
+    trial, lock = found
+    suggest(trial, base.copy_and_resolve_references())
+    saving = [sys.executable, "-S", "-c", "import time; time.sleep(0.3)"]
+    with subprocess.Popen(saving, pass_fds=[lock.fileno()]) as child:
+        lock.close()  # as if the program had been killed
+        study = run_search(base, tmp_path, 1)
+        assert child.poll() == 0
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert study.best_params["learning_rate"] == 0.5
+
+
+def test_a_failed_trial_is_tried_again_by_the_next_search(base, tmp_path):
+    enqueue(base, tmp_path, 0.5)
+    for _ in range(2):  # each once
+        with Children(lambda folder: [sys.executable, "-S", "-c", "import sys; sys.exit(2)"], [Share()]) as children:
+            study = search.search(base, suggest, 1, tmp_path, children, [])
+    assert states(study) == ["FAIL", "FAIL"]
+    study = run_search(base, tmp_path, 1)
+    assert states(study) == ["FAIL", "FAIL", "COMPLETE"]
+    assert states(run_search(base, tmp_path, 1)) == ["FAIL", "FAIL", "COMPLETE"]
+    assert [path.name for path in tmp_path.glob("trial_*")] == ["trial_0000"]
+    assert study.best_params["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_broken_study_is_named_in_one_line(base, tmp_path, is_folder):
+    path = tmp_path / "study.db"
+    path.mkdir() if is_folder else path.write_text("no database" * 99)
+    with pytest.raises(UserError, match=r"^.*study.db cannot be read \(.*\): if it is broken, put back a copy .*$"):
+        search.open_study(tmp_path, base)
 
 
 def test_a_trial_that_was_killed_while_it_was_given_up_comes_once(base, tmp_path):

@@ -1,6 +1,7 @@
 """Sweeps: which runs they have, how each is worked on, and what becomes of a sweep that is killed or asked to stop."""
 
 import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from configs.sweeps import SWEEPS, get_sweep
 from medvlsm_jax.config import base_config
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.sweeping import devices
-from medvlsm_jax.sweeping.children import Children
+from medvlsm_jax.sweeping.children import Children, end_with_parent
 from medvlsm_jax.sweeping.devices import Share, list_tpu_chips, share_devices, share_gpus
 from medvlsm_jax.sweeping.runs import (
     EXTRA,
@@ -123,6 +125,14 @@ def test_an_image_only_network_is_trained_alone_on_each_class():
     assert runs[1].name == "unet-camus-p0-myocardium"
 
 
+def test_the_one_class_that_is_asked_for_is_the_only_one():
+    runs = runs_of("individual,models=unet,datasets=camus+isic,target=myocardium")
+    assert {name: run.target for name, run in runs.items()} == {
+        "unet-camus-p0-myocardium": "myocardium",
+        "unet-isic-p0": "myocardium",
+    }
+
+
 def test_a_grid_has_every_combination_of_the_axes_that_are_given():
     runs = runs_of(
         "grid,models=clipseg_tiny+unet_tiny,datasets=isic+busi,prompts=p0+attributes:size,class,seeds=1+2,"
@@ -135,7 +145,15 @@ def test_a_grid_has_every_combination_of_the_axes_that_are_given():
     options = {"split": "test", "probe": True, "curves": False}
     assert run.evaluation.to_dict().items() >= ({"datasets": "busi", "prompts": "p1"} | options).items()
     assert runs_of("grid,dataset=isic+busi")["clipseg"].evaluation.datasets == "isic+busi"
-    assert list(runs_of("grid,datasets=some/where/wounds.toml,prompts=p6")) == ["clipseg-wounds-p6"]
+
+
+def test_a_dataset_may_be_a_card_of_ones_own(tmp_path):
+    (tmp_path / "wounds.toml").write_text('name = "my_wounds"\ngrammar = "busi"\n')
+    run = runs_of(f"grid,datasets={tmp_path}/wounds.toml,prompts=p6")["clipseg-wounds-p6"]
+    assert run.evaluation.datasets == f"{tmp_path}/wounds.toml"
+    with pytest.raises(UserError, match=r"my_wounds has no prompt type p99, but p0, p1, .*, p6$"):
+        runs_of(f"grid,datasets={tmp_path}/wounds.toml,prompts=p99")
+    assert list(runs_of("grid,datasets=unheard_of,prompts=p99"))  # whose annotations may have it
 
 
 @pytest.mark.parametrize(
@@ -150,6 +168,18 @@ def test_a_grid_has_every_combination_of_the_axes_that_are_given():
         ("grid,seeds=one", "seed=one should be of type int"),
         ("grid,prompts=text:a b+text:a.b+text:a b", "two runs have the name clipseg-text_a_b"),
         ("zero_shot", "give checkpoints=DIR"),
+        (
+            "individual,models=unet,datasets=camus,target=heart",
+            "target=heart: camus has no such class, but left ventric",
+        ),
+        ("grid,evaluation.tolerance=-1", "--tolerance"),
+        ("grid,evaluation.ensemble=sentence", "--ensemble=sentence: 'sentence' is not known"),
+        ("grid,evaluation.probe=true,evaluation.ensemble=flips", "--probe compares single sentences"),
+        ("grid,evaluation.split=valid", "unknown split 'valid': choose one of train, val, test"),
+        ("grid,evaluation.datasets=busi+none.toml", "card none.toml cannot be read"),
+        ("grid,datasets=busi,prompts=p9", "busi has no prompt type p9, but p0, p1, .*, p6$"),
+        ("grid,evaluation.prompts=attributes:colors", "'colors' is no attribute"),
+        ("grid,evaluation.prompts=p6+", "'' is not one prompt type: give p0"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_one_line(arg, message):
@@ -212,6 +242,21 @@ def test_what_fails_is_not_done(tmp_path):
     with pytest.raises(UserError, match="data_dir"):
         perform(tmp_path)
     assert not is_done(tmp_path, config)
+
+
+@pytest.mark.usefixtures("small_file")
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [("prompts=P6", "no prompt 'P6'"), ("datasets=sample+samples", "'samples' is not a dataset")],
+)
+def test_what_cannot_be_scored_is_not_trained(sample, tmp_path, monkeypatch, field, message):
+    trained: list[Path] = []
+    monkeypatch.setattr("medvlsm_jax.sweeping.runs.train", lambda config, workdir: trained.append(workdir))
+    config = small_run(f"grid,data_dir={sample},evaluation.{field}")
+    write_run(tmp_path, config, "started")
+    with pytest.raises(UserError, match=message):
+        perform(tmp_path)
+    assert trained == []
 
 
 def test_an_evaluation_reads_what_the_training_read_in_its_own_precision():
@@ -334,7 +379,14 @@ def test_nothing_starts_where_one_run_has_finished_with_another_config(tmp_path)
     assert not (tmp_path / "clipseg-p0").exists()
 
 
-def test_as_many_runs_as_there_are_shares_work_at_a_time(tmp_path):
+def test_as_many_runs_as_there_are_shares_work_at_a_time(tmp_path, monkeypatch):
+    looks: list[Path] = []
+
+    def look(folder: Path, config: Any) -> bool:
+        looks.append(folder)
+        return is_done(folder, config)
+
+    monkeypatch.setattr("medvlsm_jax.sweeping.sweep.is_done", look)
     cores = sorted(os.sched_getaffinity(0))
     shares = (Share(cores=frozenset(cores[:1])), Share({"CUDA_VISIBLE_DEVICES": "7"}))
     pretence = Pretence(tmp_path, steps=4, seconds=0.1, shares=shares)
@@ -345,6 +397,7 @@ def test_as_many_runs_as_there_are_shares_work_at_a_time(tmp_path):
     assert 0.8 * sum(seconds) / 2 < time.monotonic() - start < 0.8 * sum(seconds)
     logs = {pretence.lines(name, "log.txt")[0] for name in outcomes}
     assert logs == {f"{cores[:1]} 1 None", f"{cores} 1 7"}
+    assert len(looks) <= 3 * 4  # runs that wait for a share are left alone
 
 
 def test_a_signal_lets_the_runs_at_work_save_and_the_same_sweep_goes_on(tmp_path):
@@ -429,9 +482,8 @@ def test_a_sweep_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
 
 
 def test_a_child_stops_when_its_sweep_is_gone():
-    script = "from medvlsm_jax.sweeping.children import end_with_parent; end_with_parent(); input(); print('bye')"
-    script = script.replace("input()", "print('ready', flush=True); __import__('time').sleep(60)")
-    command = [sys.executable, "-c", script]
+    script = f"import os, signal, threading, time\n{inspect.getsource(end_with_parent)}end_with_parent()\n"
+    command = [sys.executable, "-S", "-c", f"{script}print('ready', flush=True)\ntime.sleep(60)"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -513,6 +565,22 @@ def test_runs_on_a_cpu_have_cores_each():
 def run_program(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "tools/sweep.py", *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"index": 2, "count": 2}, "--index=2: with --count=2 it is 0 to 1"),
+        ({"trials": 3, "report": True}, "--trials does nothing with --report: leave that out"),
+        ({"trials": 3, "index": 1, "count": 4}, "--trials does nothing with --index, --count"),
+        ({"output": __file__}, "is a file: give a folder"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_named(flags, message):
+    args = {"index": 0, "count": 1, "trials": 0, "report": False, "output": None}
+    program.check_flags(types.SimpleNamespace(**args))
+    with pytest.raises(UserError, match=message):
+        program.check_flags(types.SimpleNamespace(**args | flags))
 
 
 def test_a_real_run_that_fails_says_why_and_the_sweep_ends_with_1(tmp_path):

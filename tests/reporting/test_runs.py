@@ -1,16 +1,21 @@
 """Which evaluations a report finds, what it knows of them, and which of them share a row."""
 
+import dataclasses
 import json
 import shutil
+import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_files import Run, training, write_evaluation, write_history
+from evaluation_files import Run, training, write_evaluation, write_history, write_json
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.reporting.comparison import best_prompts, collect_results, titles_of
 from medvlsm_jax.reporting.runs import find_evaluations
+from medvlsm_jax.reporting.section_tables import table2_cell
+from medvlsm_jax.reporting.seeds import seed_groups
+from medvlsm_jax.reporting.tables import published
 
 POOL = ("kvasir_polyp", "clinicdb_polyp")
 
@@ -47,12 +52,22 @@ def test_what_is_unfinished_broken_or_not_evaluated_is_named(tmp_path):
     (tmp_path / "unfinished/evaluation/evaluation.json").unlink()
     (tmp_path / "broken/evaluation/metrics.json").write_text('{"busi":')
     (tmp_path / "no_model/evaluation/evaluation.json").write_text("{}")
+    write_json(tmp_path / "good" / "run.json", {"status": "started"})  # killed before it wrote that it was done
+    write_history(tmp_path / "failed")
+    for name, content in (
+        ("failed", '{"status": "started"}'),
+        ("torn", '{"stat'),
+        ("only_trained", '{"status":"done"}'),
+    ):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "run.json").write_text(content)
     cases = tmp_path / "other_cases/evaluation/cases.csv"
     cases.write_text("\n".join(cases.read_text().splitlines()[:-1]) + "\n")
     evaluations, problems = find(tmp_path)
     assert [one.name for one in evaluations] == ["good"]
     reasons = {problem.name: problem.reason for problem in problems}
-    assert set(reasons) == {"unfinished", "broken", "other_cases", "no_model", "only_trained"}
+    assert set(reasons) == {"unfinished", "broken", "other_cases", "no_model", "only_trained", "failed", "torn"}
+    assert reasons["failed"] == reasons["torn"] == "not finished: see log.txt"
     assert "evaluate again" in reasons["unfinished"]
     assert "metrics.json" in reasons["broken"]
     assert "11 lines and metrics.json n=12" in reasons["other_cases"]
@@ -131,12 +146,55 @@ def test_runs_that_would_share_a_cell_are_told_apart_by_what_differs(tmp_path):
     assert models == {"clipseg, seed=1", "clipseg, seed=2", "clipseg, seed=3", "cris", "clipseg"}
 
 
-def test_runs_that_differ_in_nothing_are_told_apart_by_name(tmp_path):
+def test_runs_that_differ_in_nothing_are_numbered(tmp_path):
     write_evaluation(tmp_path / "a", Run(training("busi")))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     evaluations, _ = find(tmp_path)
-    assert [one.model for one in collect_results(evaluations)] == ["clipseg, run=a", "clipseg, run=b"]
+    assert [one.model for one in collect_results(evaluations)] == ["clipseg", "clipseg, run 2"]
     assert len(set(titles_of(evaluations).values())) == 2
+
+
+def test_a_repeated_run_leaves_the_others_of_its_model_in_one_row(tmp_path):
+    for dataset in ("busi", "isic", "camus"):
+        write_evaluation(tmp_path / f"individual-{dataset}", Run(training(dataset), datasets=[dataset]))
+    write_evaluation(tmp_path / "seeds-busi", Run(training("busi"), datasets=["busi"]))
+    rows = best_prompts(results_of(tmp_path))
+    assert {model: sorted(row) for (_, model), row in rows.items()} == {
+        "clipseg": ["busi", "camus", "isic"],
+        "clipseg, run 2": ["busi"],
+    }
+
+
+def test_a_class_without_a_run_is_missed_where_the_card_names_it(tmp_path):
+    for target in ("myocardium", "left atrium cavity"):
+        run = Run(training("camus", target=target), "unet", "unet", datasets=["camus"], classes=[target])
+        write_evaluation(tmp_path / target, run)
+    evaluations, _ = find(tmp_path)
+    classes = {"camus": ["left ventricular cavity", "myocardium", "left atrium cavity"]}
+    (result,) = collect_results(evaluations, classes)
+    assert result.missing == ("left ventricular cavity",)
+    assert result.model == "unet, one run a class (left atrium cavity, myocardium)"
+    (whole,) = collect_results(evaluations, {"camus": classes["camus"][1:]})
+    assert (whole.missing, whole.model) == ((), "unet, one run a class")
+    assert published(result) is None
+    assert published(whole) is not None
+    lower = dataclasses.replace(whole, values={**whole.values, "dice_mean": 0.1})
+    is_bold = ["<b>" in table2_cell(one, [{"camus": result}, {"camus": lower}]) for one in (result, lower)]
+    assert is_bold == [False, True]  # some classes alone are not the best of all
+
+
+def test_results_of_several_seeds_are_taken_together(tmp_path):
+    for name, fields in {"a": {"seed": 41}, "b": {"seed": 42}, "again": {"seed": 42}, "c": {"seed": 43}}.items():
+        write_evaluation(tmp_path / name, Run(training("busi", **fields)))
+    write_evaluation(tmp_path / "other", Run(training("busi", seed=41, freeze_encoder=True)))
+    write_evaluation(tmp_path / "zero", Run())
+    (group,) = seed_groups(results_of(tmp_path))
+    assert (group.model, group.seeds) == ("clipseg", ["41", "42", "43"])
+    means = [json.loads((tmp_path / x / "metrics.json").read_text())["busi"]["p6"]["dice_mean"] for x in ("a", "c")]
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())["busi"]["p6"]["dice_mean"]
+    means.append(again)  # the first by name of those with its seed
+    assert group.spread("dice") == pytest.approx((statistics.mean(means), statistics.stdev(means)))
+    assert group.spread("nothing") == (None, None)
 
 
 def test_runs_on_one_class_each_become_one_result_over_all_records(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import statistics
 
 import pytest
 from evaluation_files import Run, training, write_evaluation
@@ -10,7 +11,7 @@ from evaluation_files import Run, training, write_evaluation
 from medvlsm_jax.reporting.comparison import collect_results
 from medvlsm_jax.reporting.published import published_datasets, published_dice
 from medvlsm_jax.reporting.runs import find_evaluations
-from medvlsm_jax.reporting.tables import escape_latex, interval, latex_table, mean, number, write_tables
+from medvlsm_jax.reporting.tables import escape_latex, interval, latex_table, mean, number, published, write_tables
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,40 @@ def test_table_2_has_ours_and_the_published_figure_beside_it(folder):
     pool = found["pooled_all", "clipseg", "busi"]
     assert (pool["published"], pool["trained_prompt"], pool["prompt"]) == ("66.02", "random", "p6")
     assert found["pooled_all", "clipseg", "wound_1"]["published"] == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "is_shown"),
+    [
+        ({"data_num": "1.0"}, {}, True),
+        ({"data_num": None, "zero_prompt": False}, {}, True),
+        ({"data_num": "0.1"}, {}, False),
+        ({"zero_prompt": True}, {}, False),
+        ({}, {"split": "val"}, False),
+        ({}, {"ensemble": "flips"}, False),
+    ],
+)
+def test_the_papers_figures_stand_beside_what_compares_with_them_alone(tmp_path, fields, settings, is_shown):
+    write_evaluation(tmp_path / "run", Run(training("busi", **fields), settings=settings))
+    results = collect_results(find_evaluations([tmp_path], lambda name: [name])[0])
+    text = latex_table(results, "dice")
+    assert (published(results[0]) is not None) == ("64.32" in text) == ("89.80" in text) == is_shown
+
+
+def test_seeds_have_a_table_of_all_metrics(tmp_path):
+    for seed in (1, 2, 3):
+        write_evaluation(tmp_path / f"seed{seed}", Run(training("busi", seed=seed)))
+    evaluations, _ = find_evaluations([tmp_path], lambda name: [name])
+    results = collect_results(evaluations)
+    written = write_tables(tmp_path / "tables", evaluations, results)
+    assert written == set((tmp_path / "tables").iterdir())
+    found = {row["metric"]: row for row in rows(tmp_path / "tables" / "seeds.csv")}
+    assert {"dice", "iou", "hd95", "nsd"} <= set(found)
+    assert (found["dice"]["model"], found["dice"]["seeds"], found["dice"]["k"]) == ("clipseg", "1+2+3", "3")
+    means = [one.values["dice_mean"] for one in results]
+    assert float(found["dice"]["mean"]) == pytest.approx(statistics.mean(means), abs=1e-6)
+    assert float(found["dice"]["std"]) == pytest.approx(statistics.stdev(means), abs=1e-6)
+    assert (found["hd95"]["unit"], found["dice"]["unit"]) == ("px", "")
 
 
 def test_probes_are_one_a_line(folder):
