@@ -169,10 +169,33 @@ STEPS = {  # what is killed, and which call of it
 }
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_an_evaluation_that_was_killed_ends_in_the_same_tables(run, options, tmp_path, monkeypatch, step):
-    owner, name, call = STEPS[step]
+@pytest.fixture
+def start(run, options):
+    """An evaluation with tables, curves and pictures."""
     options.batch_size = 4
+
+    def start(folder: Path) -> Path:
+        evaluate(options, run, ["sample"], ["p6", "p0"], folder, curves=True, num_pictures=1)
+        return folder
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def kept() -> list[Path]:
+    """The folder of an evaluation that nothing stopped."""
+    return []
+
+
+@pytest.fixture
+def whole(kept, start, tmp_path_factory) -> Path:
+    kept += [] if kept else [start(tmp_path_factory.mktemp("whole"))]
+    return kept[0]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_evaluation_that_was_killed_ends_in_the_same_tables(start, whole, tmp_path, monkeypatch, step):
+    owner, name, call = STEPS[step]
     calls = iter(range(99))
     function = getattr(owner, name)
 
@@ -181,20 +204,16 @@ def test_an_evaluation_that_was_killed_ends_in_the_same_tables(run, options, tmp
             raise KeyboardInterrupt
         return function(*args, **more)
 
-    def start(folder: Path) -> None:
-        evaluate(options, run, ["sample"], ["p6", "p0"], folder, curves=True, num_pictures=1)
-
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, killed)
         with pytest.raises(KeyboardInterrupt):
-            start(tmp_path / "stopped")
-        assert not (tmp_path / "stopped" / "evaluation.json").exists()
-    start(tmp_path / "stopped")
-    start(tmp_path / "whole")
-    files = {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()}
-    assert {path.relative_to(tmp_path / "stopped") for path in (tmp_path / "stopped").rglob("*.*")} == files
+            start(tmp_path)
+        assert not (tmp_path / "evaluation.json").exists()
+    start(tmp_path)
+    files = {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")} == files
     for file in files:
-        assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+        assert (tmp_path / file).read_bytes() == (whole / file).read_bytes(), file
 
 
 def test_a_stopped_evaluation_repeats_no_batch(run, options, tmp_path, monkeypatch):

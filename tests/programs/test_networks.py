@@ -17,6 +17,7 @@ from medvlsm_jax.config import base_config
 from medvlsm_jax.data.cards import CARDS
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluate import default_config, evaluate
+from medvlsm_jax.evaluation.cases import read_cases
 from medvlsm_jax.models import PRESETS
 from medvlsm_jax.models.parameters import split_model
 from medvlsm_jax.predict import predict
@@ -116,8 +117,8 @@ def test_each_record_is_scored_on_the_class_that_it_asks_for(two_classes, findin
     model.head.bias[...] = jnp.where(nowhere, -1e4, 1e4)
     save_model(tmp_path / "closed", model)
     evaluate(options_of(findings), tmp_path / "closed", ["chexlocalize"], ["p1"], tmp_path / "out")
-    lines = (tmp_path / "out" / "cases.csv").read_text().splitlines()[1:]
-    dice = {name: [float(line.split(",")[4]) for line in lines if name.title() in line] for name in CLASSES}
+    cases = read_cases(tmp_path / "out" / "cases.csv")
+    dice = {name: cases.numbers["dice"][rows] for (name,), rows in cases.by("class").items()}
     assert set(dice["lung lesion"]) == {0.0}
     assert min(dice["edema"]) > 0
 
