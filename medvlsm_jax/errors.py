@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -15,6 +16,12 @@ class UserError(Exception):
 
     The message is one line that says what is wrong, in which file or flag, and what to do.
     """
+
+
+def check_folder(flag: str, path: Path) -> None:
+    """Raises a UserError, naming the flag, when a folder that is to be written to is a file."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{flag}={path} is a file: give a folder")
 
 
 def run_program(main: Callable[[list[str]], None]) -> None:

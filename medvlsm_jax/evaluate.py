@@ -45,8 +45,9 @@ from medvlsm_jax.data.images import open_image, to_rgb
 from medvlsm_jax.data.integrity import verify
 from medvlsm_jax.data.pipeline import Loader
 from medvlsm_jax.data.prompts import split_prompts
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.errors import UserError, check_folder, run_program
 from medvlsm_jax.evaluation import cases as case_files
+from medvlsm_jax.evaluation import files
 from medvlsm_jax.evaluation.cases import CaseLog, Cases
 from medvlsm_jax.evaluation.curves import COUNTS_BYTES, summarise_curves
 from medvlsm_jax.evaluation.metrics import ORIGINAL
@@ -66,10 +67,6 @@ from medvlsm_jax.training.segmenter import make_segmenter
 from medvlsm_jax.training.start import model_overrides
 
 VERSION = 1  # raise it when the same command gives other numbers
-DONE, METRICS, PROBE, PROBE_PAGE, CURVES = "evaluation.json", "metrics.json", "probe.json", "probe.html", "curves.json"
-PICTURES, MASKS = "pictures", "masks"
-# What a folder may hold of an older evaluation, which a new one replaces. The first is written last, and goes first.
-RESULTS = (DONE, METRICS, case_files.CASES, PROBE, PROBE_PAGE, CURVES, PICTURES, MASKS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +135,7 @@ def evaluate(
     # --- Devices, input and model ------------------------------------------------------------------------------------
     chosen, output = Options(**options), Path(output)
     check_options(chosen)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output={output} is a file: give a folder")
+    check_folder("--output", output)
     if not prompts:
         raise UserError("--prompt names no prompt type: give p0 … p9, random, 'attributes:size,class', 'text:…'")
     start_jax(config)
@@ -161,7 +157,7 @@ def evaluate(
     settings = describe_settings(config, checkpoint, source, sets, conditions, chosen)
     is_writer = jax.process_index() == 0
     if done := sharding.from_first_process(read_done(output, settings) if is_writer else None):
-        print(f"{output} holds this evaluation already; remove {output / DONE} to repeat it")
+        print(f"{output} holds this evaluation already; remove {output / files.EVALUATION} to repeat it")
         return done
     log, trouble = open_log(output, settings) if is_writer else (None, "")
     if trouble := sharding.from_first_process(trouble):
@@ -208,14 +204,14 @@ def evaluate(
         # --- Pictures and tables -------------------------------------------------------------------------------------
         cases = log.read() if log else None
         drawn = None if cases is None else choose_drawn(cases, prompts, chosen.num_pictures)
-        draw_cases(scorer, loaders, sharding.from_first_process(drawn), output / PICTURES)
+        draw_cases(scorer, loaders, sharding.from_first_process(drawn), output / files.PICTURES)
     summary = None if cases is None else summarise(cases)
     if log and cases:
         write_tables(log, cases, summary, prompts, chosen, str(checkpoint))
         about = describe_run(checkpoint, source)
         about |= {"datasets": list(sets), "prompts": prompts, "target": config.target}
         about |= dataclasses.asdict(chosen) | {"settings": settings}
-        atomic.write_text(output / DONE, json.dumps(about, indent=1) + "\n")
+        atomic.write_text(output / files.EVALUATION, json.dumps(about, indent=1) + "\n")
     return sharding.from_first_process(summary)
 
 
@@ -289,9 +285,9 @@ def describe_settings(
 def read_done(output: Path, settings: Mapping[str, Any]) -> Summary | None:
     """The summary in a folder whose evaluation is finished and of these settings."""
     try:
-        done = json.loads((output / DONE).read_text("utf-8"))
+        done = json.loads((output / files.EVALUATION).read_text("utf-8"))
         is_same = done["settings"] == json.loads(json.dumps(settings))
-        return json.loads((output / METRICS).read_text("utf-8")) if is_same else None
+        return json.loads((output / files.METRICS).read_text("utf-8")) if is_same else None
     except (OSError, ValueError, KeyError):
         return None
 
@@ -299,7 +295,7 @@ def read_done(output: Path, settings: Mapping[str, Any]) -> Summary | None:
 def open_log(output: Path, settings: Mapping[str, Any]) -> tuple[CaseLog | None, str]:
     """The log of an evaluation, or why there can be none."""
     try:
-        return CaseLog(output, case_files.columns(GROUPS), settings, RESULTS), ""
+        return CaseLog(output, case_files.columns(GROUPS), settings, files.RESULTS), ""
     except OSError as error:
         return None, f"--output={output} cannot be written ({error.strerror}): choose another folder"
 
@@ -319,7 +315,7 @@ def score_case(
 ) -> dict[str, float]:
     """The scores of one image at its own size; writes its mask, probability and overlay if that is asked for."""
     if options.save_masks:
-        path = (output / MASKS / record.dataset / file_name(condition) / record.name).with_suffix("")
+        path = (output / files.MASKS / record.dataset / file_name(condition) / record.name).with_suffix("")
         write_prediction(path.parent, path.name, to_rgb(open_image(record.image)), probability, threshold, truth > 0)
     if not options.original_size:
         return {}
@@ -356,12 +352,12 @@ def write_tables(
         atomic.write_text(log.folder / name, json.dumps(content, indent=1) + "\n")
 
     if options.curves:
-        write(CURVES, summarise_curves(cases, log.folder / case_files.COUNTS))
+        write(files.CURVES, summarise_curves(cases, log.folder / case_files.COUNTS))
     if options.probe:
         probes = summarise_probes(cases, prompts)
-        write(PROBE, probes)
-        write_probe_page(log.folder / PROBE_PAGE, probes, title)
-    write(METRICS, summary)
+        write(files.PROBE, probes)
+        write_probe_page(log.folder / files.PROBE_PAGE, probes, title)
+    write(files.METRICS, summary)
     log.finish()
 
 
@@ -403,7 +399,7 @@ def main(_: list[str]) -> None:
         summary = evaluate(args.config, checkpoint, args.dataset, split_prompts(args.prompt), output, **options)
         print(summary_table(summary))
         if args.probe and jax.process_index() == 0:
-            print(probe_table(json.loads((output / PROBE).read_text("utf-8"))))
+            print(probe_table(json.loads((output / files.PROBE).read_text("utf-8"))))
         print(f"written to {output}")
 
 

@@ -20,6 +20,7 @@ from medvlsm_jax.data.annotations import load_records
 from medvlsm_jax.data.synthetic import SAMPLE, write_sample
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluate import default_config, evaluate
+from medvlsm_jax.evaluation.files import PROBE
 from medvlsm_jax.evaluation.pictures import captioned_sheet
 from medvlsm_jax.evaluation.probes import Probes
 from medvlsm_jax.evaluation.report import interval, percent, table
@@ -64,7 +65,7 @@ def quickstart(output: Path, num_images: int, overrides: str) -> tuple[dict[str,
 
     print("4/4 segmenting a few test images ...")
     draw_predictions(data_dir, output)
-    return results, json.loads((output / "probe" / "probe.json").read_text("utf-8"))
+    return results, json.loads((output / "probe" / PROBE).read_text("utf-8"))
 
 
 def draw_predictions(data_dir: Path, output: Path) -> None:

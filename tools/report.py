@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from medvlsm_jax import atomic
 from medvlsm_jax.data.cards import CARDS, split_members
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.errors import UserError, check_folder, run_program
 from medvlsm_jax.reporting.comparison import collect_results
 from medvlsm_jax.reporting.figures import write_figure
 from medvlsm_jax.reporting.page import Plate, count, document
@@ -60,8 +60,7 @@ def write_report(roots: Sequence[str | Path], output: str | Path, title: str = "
         UserError: a folder does not exist, or holds no finished evaluation, or `output` is a file.
     """
     output = Path(output).expanduser()
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output={output} is a file: give a folder")
+    check_folder("--output", output)
     evaluations, problems = find_evaluations([Path(root).expanduser() for root in roots], training_datasets)
     results = collect_results(evaluations, classes_by_dataset(evaluations))
     written = write_tables(output / "tables", evaluations, results)

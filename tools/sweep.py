@@ -23,7 +23,7 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.errors import UserError, check_folder, run_program
 from medvlsm_jax.sweeping.children import FAILED, STOPPED, Children, end_with_parent
 from medvlsm_jax.sweeping.devices import share_devices
 from medvlsm_jax.sweeping.runs import perform
@@ -108,8 +108,8 @@ def check_flags(args: Any) -> None:
         raise UserError(
             f"--trials does nothing with {', '.join(idle)}: leave that out; machines share a search by one --output"
         )
-    if args.output and (path := Path(args.output)).exists() and not path.is_dir():
-        raise UserError(f"--output={path} is a file: give a folder")
+    if args.output:
+        check_folder("--output", Path(args.output))
 
 
 def main(_: list[str]) -> None:

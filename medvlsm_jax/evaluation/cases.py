@@ -17,12 +17,13 @@ from jaxtyping import Float
 
 from medvlsm_jax import atomic
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.evaluation.files import CASES
 from medvlsm_jax.evaluation.metrics import ORIGINAL, OVERLAP
 
 KEYS = ("dataset", "prompt", "image", "mask")
 METRICS = (*OVERLAP, *ORIGINAL)  # at the model's resolution, and at the image's own
 LAST = ("unit", "one_empty", "cluster", "sentence")
-CASES, UNFINISHED, SETTINGS, COUNTS = "cases.csv", "unfinished.csv", "unfinished.json", "unfinished.counts"
+UNFINISHED, SETTINGS, COUNTS = "unfinished.csv", "unfinished.json", "unfinished.counts"
 
 
 def columns(groups: Sequence[str]) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from medvlsm_jax.evaluation.cases import CASES, Cases, read_cases
+from medvlsm_jax.evaluation.cases import Cases, read_cases
+from medvlsm_jax.evaluation.files import CASES
 from medvlsm_jax.evaluation.report import describe
 from medvlsm_jax.reporting.published import published_datasets
 from medvlsm_jax.reporting.runs import ZERO_SHOT, Evaluation

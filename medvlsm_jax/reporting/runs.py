@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Float
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.evaluation.cases import CASES, UNFINISHED, read_cases
+from medvlsm_jax.evaluation import files as evaluation_files
+from medvlsm_jax.evaluation.cases import UNFINISHED, read_cases
+from medvlsm_jax.evaluation.files import CASES, EVALUATION
 
-EVALUATION = "evaluation.json"  # written last
 RUN = "run.json"  # of a sweep
 ZERO_SHOT = "zero-shot"
 IMAGE_ONLY = ("unet", "unetplusplus", "deeplabv3plus")  # networks that read no sentence
@@ -164,7 +165,7 @@ def run_name(folder: Path, root: Path, *, is_only: bool) -> str:
 
 def read_evaluation(name: str, folder: Path, training_datasets: Callable[[str], Sequence[str]]) -> Evaluation:
     """Reads the files of an evaluation; raises UserError, KeyError, TypeError or ValueError when one is broken."""
-    settings, metrics = read_json(folder / EVALUATION), read_json(folder / "metrics.json")
+    settings, metrics = read_json(folder / EVALUATION), read_json(folder / evaluation_files.METRICS)
     cases = read_cases(folder / CASES)
     dice = {
         (dataset, prompt): cases.numbers["dice"][rows]
@@ -178,8 +179,8 @@ def read_evaluation(name: str, folder: Path, training_datasets: Callable[[str], 
         settings,
         metrics,
         dice,
-        probe=read_json(folder / "probe.json", is_required=False),
-        curves=read_json(folder / "curves.json", is_required=False),
+        probe=read_json(folder / evaluation_files.PROBE, is_required=False),
+        curves=read_json(folder / evaluation_files.CURVES, is_required=False),
         history=read_history(history_file(folder, settings)),
         domain=domain_of(settings, training_datasets),
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from medvlsm_jax.evaluation.probes import SIGNIFICANT
 from medvlsm_jax.reporting import figures
 from medvlsm_jax.reporting.comparison import titles_of
 from medvlsm_jax.reporting.page import (
@@ -203,7 +204,7 @@ def language_section(titles: Titles) -> Section | None:
     """Language use of each run, and the drop of each perturbation."""
     probed = [one for one in titles if one.probe]
     body: list[Html | Plate] = []
-    mark = "Filled bars with an asterisk are shown to be above 0 (p < 0.05)."
+    mark = f"Filled bars with an asterisk are shown to be above 0 (p < {SIGNIFICANT:g})."
     for i, chosen in enumerate(in_figures(probed), 1):
         series = [titles[one] for one in chosen]
         for suffix, panels in figures.split_panels(use_panels(chosen, titles)):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from medvlsm_jax.evaluation.files import KINDS, PICTURES
 from medvlsm_jax.evaluation.pictures import file_name
 from medvlsm_jax.reporting.comparison import Result, datasets_of, settings_of, titles_of
 from medvlsm_jax.reporting.figures import shorten
@@ -12,7 +13,6 @@ from medvlsm_jax.reporting.section_charts import curves_section, domain_section,
 from medvlsm_jax.reporting.section_tables import groups_section, prompts_section, table2_section
 from medvlsm_jax.reporting.tables import mean
 
-KINDS = ("best", "median", "worst")  # the first words of the pictures' names
 SETTINGS = ("init", "freeze_encoder", "data_num", "seed", "split", "ensemble", "threshold", "image_size")
 
 
@@ -57,7 +57,7 @@ def cases_section(results: Sequence[Result]) -> Section | None:
 def picture_files(result: Result) -> list[Path]:
     """The overlays of a result, in folders named after dataset and prompt."""
     dataset, prompt = result.source
-    return sorted((result.evaluations[0].folder / "pictures" / dataset / file_name(prompt)).glob("*.jpg"))
+    return sorted((result.evaluations[0].folder / PICTURES / dataset / file_name(prompt)).glob("*.jpg"))
 
 
 def picture_row(kind: str, files: Sequence[Path]) -> Html:

@@ -12,13 +12,13 @@ from medvlsm_jax.data.conditions import sentence_of
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.pipeline import Loader, Variant
 from medvlsm_jax.evaluation.cases import Cases
+from medvlsm_jax.evaluation.files import KINDS
 from medvlsm_jax.evaluation.original import mask_overlap
 from medvlsm_jax.evaluation.pictures import captioned_sheet, file_name, overlay, resize_probability
 from medvlsm_jax.evaluation.report import percent
 from medvlsm_jax.training.case_scores import Scorer
 from medvlsm_jax.training.sharding import local_rows
 
-KINDS = ("best", "median", "worst")
 SIDE = 320  # of a picture, in pixels
 
 

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, UInt8
 
 from medvlsm_jax.evaluation.metrics import overlap_metrics, probability_counts
 from medvlsm_jax.models import abstract_model
-from medvlsm_jax.models.layers import normalize_pixels
 from medvlsm_jax.models.network import NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, merge_model
+from medvlsm_jax.training.features import encode as run_encoder
 from medvlsm_jax.training.sharding import batch_sharding, replicated
 from medvlsm_jax.training.state import Batch, Values, own_class
 
@@ -31,14 +31,14 @@ class Segmenter:
         def encode(arrays: Arrays, image: UInt8[Array, "b h w 3"], is_mirrored: bool) -> Any:
             model = merge_model(graphdef, arrays)
             image = image[:, :, ::-1] if is_mirrored else image
-            return model.encode_image(normalize_pixels(image, config.pixel_mean, config.pixel_std))
+            return run_encoder(model, "image", image)
 
         def decode(
             arrays: Arrays, features: Any, variant: Batch, class_index: Array | None, is_mirrored: bool
         ) -> Float[Array, "b h w 1"]:
             model, text = merge_model(graphdef, arrays), None
             if model.reads_sentence:
-                text = model.encode_text(variant["input_ids"], variant["attention_mask"])
+                text = run_encoder(model, "text", variant["input_ids"], variant["attention_mask"])
             logits = model.decode(features, text, (config.image_size, config.image_size))
             probability = jax.nn.sigmoid(own_class(logits, class_index))
             probability = probability[:, :, ::-1] if is_mirrored else probability
