@@ -26,11 +26,11 @@ import ml_collections
 from configs import biomedclipseg, biomedclipseg_d, clipseg, cris, deeplabv3plus, unet, unetplusplus
 from medvlsm_jax.config import apply_overrides, base_config, split_items
 from medvlsm_jax.data.cards import CARDS, Card, named_card, split_members
-from medvlsm_jax.data.grammars import GENERAL, named_grammar
-from medvlsm_jax.data.prompts import SUBSET, is_numbered, parse_attributes, split_prompts
+from medvlsm_jax.data.language.grammars import GENERAL, named_grammar
+from medvlsm_jax.data.language.prompts import SUBSET, is_numbered, parse_attributes, split_prompts
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.evaluate import Options, check_options
 from medvlsm_jax.models import preset
+from medvlsm_jax.scoring.plan import Options, check_options
 
 Axes = dict[str, tuple[str, ...]]
 

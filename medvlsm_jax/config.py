@@ -1,11 +1,12 @@
 """The fields of a run's config, and how a config string overrides them."""
 
+import json
 from typing import Any
 
+import jax
 import ml_collections
 from ml_collections import config_dict
 
-from medvlsm_jax.data.prompts import SUBSET
 from medvlsm_jax.errors import UserError
 
 
@@ -26,7 +27,7 @@ def base_config() -> ml_collections.ConfigDict:
     config.target = ""  # train on the records of this class alone (`myocardium`); empty takes all
     config.data_num = ""  # share or number of each dataset's training images, or json: {"isic": 0.5, "busi": 100}
     # How often each dataset of a pool is drawn: json of shares, {"isic": 2, "busi": 1}; or by a temperature, where 1 is
-    # each record once an epoch and larger ones favour small datasets (data/pools.py).
+    # each record once an epoch and larger ones favour small datasets (data/reading/pools.py).
     config.pool = ml_collections.ConfigDict({"weights": "", "temperature": 1.0})
     config.freeze_encoder = config_dict.placeholder(bool)  # None: frozen when `init` brings pretrained towers
     config.freeze_decoder = False
@@ -52,7 +53,7 @@ def base_config() -> ml_collections.ConfigDict:
     config.dtype = "auto"  # of the computation: float32, bfloat16, or auto (bfloat16 on accelerators)
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})  # -1 takes what the other axis leaves
     config.remat = "none"  # of encoder blocks: none, dots (keeps matrix products), or full (keeps their inputs alone)
-    # Processes are found in the environment (TPU pod, GKE, SLURM, MPI); these stand above it (training/distributed.py).
+    # Processes are found in the environment (TPU pod, GKE, SLURM, MPI); these stand above it (parallel/distributed.py).
     config.distributed = ml_collections.ConfigDict(
         {"coordinator": "", "num_processes": 0, "process_id": -1, "local_device_ids": ""}
     )
@@ -134,10 +135,10 @@ def apply_overrides(config: ml_collections.ConfigDict, arg: str | None) -> ml_co
 
 
 def split_items(arg: str) -> list[str]:
-    """The items between commas; what has no `=` belongs to the one before (`prompt=attributes:size,class`, json)."""
+    """The items between commas; in a prompt (`prompt=attributes:size,class`) and in json they belong to the value."""
     items: list[str] = []
     for part in filter(None, arg.split(",")):
-        if items and "=" not in part and (SUBSET in items[-1] or "={" in items[-1]):
+        if items and "=" not in part and (items[-1].startswith("prompt=") or "={" in items[-1]):
             items[-1] += f",{part}"
         else:
             items.append(part)
@@ -154,3 +155,41 @@ def parse_value(name: str, text: str, kind: type) -> Any:
         return kind(text)
     except ValueError as error:
         raise UserError(f"config string: {name}={text} should be of type {kind.__name__}") from error
+
+
+def check_numbers(config: Any) -> None:
+    """Raises UserError when a number in the config makes no sense."""
+    for name, least in (("seed", 0), ("max_steps", 0), ("log_every_steps", 1), ("num_epochs", 1)):
+        if config[name] < least:
+            raise UserError(f"config.{name}={config[name]}: give {least} or a larger number")
+    if not 0 <= config.ema < 1:
+        raise UserError(f"config.ema={config.ema}: give 0 for none, or a decay below 1 such as 0.999")
+
+
+def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The model's fields that a run or an evaluation may set."""
+    try:
+        overrides: dict[str, Any] = json.loads(config.model_options or "{}") | {"dtype": resolve_dtype(config.dtype)}
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"config.model_options={config.model_options!r} is no json object: {error}") from error
+    if "remat" in config:
+        overrides["remat"] = config.remat
+    if config.image_size:
+        overrides["image_size"] = config.image_size
+    if config.zero_prompt:
+        overrides["zero_prompt"] = True
+    return overrides
+
+
+def resolve_dtype(dtype: str) -> str:
+    """`auto` is bfloat16 on accelerators and float32 on CPU; raises UserError for an unknown name."""
+    if dtype == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype={dtype!r}: choose float32, bfloat16 or auto")
+    return dtype
+
+
+def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A config as json values."""
+    return json.loads(config.to_json_best_effort())

@@ -10,89 +10,43 @@ it, the same command goes on from there. Of several checkpoints each has a folde
 
 import dataclasses
 import functools
-import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
 from medvlsm_jax import atomic
-from medvlsm_jax.config import base_config, reader_options
-from medvlsm_jax.data.annotations import Record, check_classes, load_split, select_target
+from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, load_pretrained
+from medvlsm_jax.config import base_config, model_overrides, reader_options
+from medvlsm_jax.data.annotations import check_classes
 from medvlsm_jax.data.arrayrecord import check_stored_size
-from medvlsm_jax.data.cache import open_cache, stamp
-from medvlsm_jax.data.cards import JOIN, split_members
-from medvlsm_jax.data.conditions import (
-    Conditions,
-    is_asked,
+from medvlsm_jax.data.language.conditions import (
     lines_before,
-    perturbed_conditions,
-    prompt_conditions,
-    sentence_of,
-    split_ensemble,
 )
-from medvlsm_jax.data.facts import default_cache
-from medvlsm_jax.data.groups import GROUPS, cluster_of, groups_of
-from medvlsm_jax.data.images import open_image, to_rgb
-from medvlsm_jax.data.integrity import verify
-from medvlsm_jax.data.pipeline import Loader
-from medvlsm_jax.data.prompts import split_prompts
+from medvlsm_jax.data.language.prompts import split_prompts
+from medvlsm_jax.data.reading.cache import open_cache
+from medvlsm_jax.data.reading.pipeline import Loader
 from medvlsm_jax.errors import UserError, check_folder, run_program
-from medvlsm_jax.evaluation import cases as case_files
 from medvlsm_jax.evaluation import files
-from medvlsm_jax.evaluation.cases import CaseLog, Cases
-from medvlsm_jax.evaluation.curves import COUNTS_BYTES, summarise_curves
+from medvlsm_jax.evaluation.curves import COUNTS_BYTES
 from medvlsm_jax.evaluation.metrics import ORIGINAL
-from medvlsm_jax.evaluation.original import score_original
-from medvlsm_jax.evaluation.pictures import file_name, write_prediction
-from medvlsm_jax.evaluation.probes import probe_table, probed_name, summarise_probes
+from medvlsm_jax.evaluation.probes import probe_table
 from medvlsm_jax.evaluation.report import Summary, summarise, summary_table
-from medvlsm_jax.models import check_image_size, network_of, preset_of
-from medvlsm_jax.reporting.page import write_probe_page
-from medvlsm_jax.training import sharding
-from medvlsm_jax.training.case_pictures import choose_drawn, draw_cases
-from medvlsm_jax.training.case_scores import BatchScores, Scorer
-from medvlsm_jax.training.checkpoints import Pretrained, fingerprint, load_model_tokenizer, load_pretrained
-from medvlsm_jax.training.distributed import start_jax
-from medvlsm_jax.training.scoring import eval_batch_size
-from medvlsm_jax.training.segmenter import make_segmenter
-from medvlsm_jax.training.start import model_overrides
-
-VERSION = 1  # raise it when the same command gives other numbers
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is evaluated besides Dice, IoU, precision and recall at the model's resolution.
-
-    Attributes:
-        split: train, val or test.
-        save_masks: write masks, probabilities and overlays at the images' own sizes.
-        original_size: score the masks at the images' own sizes too, by HD95 and NSD as well.
-        tolerance: of NSD, in mm where a dataset's pixel spacing is known, else in pixels.
-        curves: Dice and IoU by threshold, and the calibration of the probabilities.
-        probe: perturb the sentences, to see whether the model uses them.
-        ensemble: average over `sentences` (all phrasings), `flips` (the mirror image, with left and right exchanged in
-            its sentence), or both, joined by `+`.
-        num_pictures: best, median and worst cases to draw for each dataset and prompt type.
-    """
-
-    split: str = "test"
-    save_masks: bool = False
-    original_size: bool = True
-    tolerance: float = 2.0
-    curves: bool = False
-    probe: bool = False
-    ensemble: str = ""
-    num_pictures: int = 3
+from medvlsm_jax.models import check_image_size
+from medvlsm_jax.parallel import sharding
+from medvlsm_jax.parallel.distributed import start_jax
+from medvlsm_jax.scoring.case_pictures import choose_drawn, draw_cases
+from medvlsm_jax.scoring.outputs import case_rows, describe_run, open_log, score_case, write_tables
+from medvlsm_jax.scoring.plan import Options, check_options, describe_settings, make_conditions, read_done, read_sets
+from medvlsm_jax.scoring.scorer import Scorer
+from medvlsm_jax.scoring.segmenter import make_segmenter
+from medvlsm_jax.scoring.validation import eval_batch_size
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -218,164 +172,10 @@ def evaluate(
 # --- Before -----------------------------------------------------------------------------------------------------------
 
 
-def check_options(options: Options) -> None:
-    """Raises a UserError when options make no sense, or not together."""
-    if not 0 <= options.tolerance < math.inf or options.num_pictures < 0:
-        raise UserError("--tolerance and --num_pictures must be 0 or larger numbers")
-    if split_ensemble(options.ensemble) and options.probe:
-        raise UserError("--probe compares single sentences: leave out --ensemble")
-
-
-def read_sets(
-    config: ml_collections.ConfigDict, datasets: Sequence[str], prompts: Sequence[str], split: str, output: Path
-) -> dict[str, list[Record]]:
-    """The records of each dataset that has any of the class asked for; raises UserError when none has."""
-    cards = split_members(JOIN.join(datasets), split)
-    if not cards:
-        raise UserError(f"--dataset={','.join(datasets)} has no dataset for --split={split}: name some in its card")
-    found = {card.name: load_split(config.data_dir, card, split) for card in cards}
-    select_target([record for records in found.values() for record in records], config.target)
-    selected = {name: select_target(records, config.target, is_required=False) for name, records in found.items()}
-    cache = default_cache(config.data_dir)
-    sets = {}
-    for name, records in selected.items():
-        report = output / "findings" / f"{name}.csv" if jax.process_index() == 0 else None
-        if records:
-            sets[name] = verify(records, *prompts, on_bad=config.data.on_bad, cache=cache, report=report)
-    return sets
-
-
-def make_conditions(records: Sequence[Record], prompts: Sequence[str], options: Options) -> Conditions:
-    """What is asked of the records of one dataset, by name: the prompt types, each with its perturbations."""
-    found: Conditions = {}
-    for prompt in prompts:
-        found |= prompt_conditions(records, [prompt], split_ensemble(options.ensemble))
-        if options.probe:
-            perturbed = perturbed_conditions(records, prompt)
-            found |= {probed_name(prompt, name): variants for name, variants in perturbed.items()}
-    return found
-
-
-def describe_settings(
-    config: ml_collections.ConfigDict,
-    checkpoint: str | Path,
-    source: Pretrained,
-    sets: Mapping[str, Sequence[Record]],
-    conditions: Mapping[str, Conditions],
-    options: Options,
-) -> dict[str, Any]:
-    """All that the numbers depend on: an evaluation goes on, or is kept, as long as it stays the same."""
-    digest = hashlib.sha256()
-    for dataset, records in sets.items():
-        for record in records:
-            about = (record.name, record.target, record.spacing, groups_of(record), cluster_of(record))
-            digest.update(repr((stamp(record.image), stamp(record.mask), about)).encode())
-        digest.update(repr((dataset, conditions[dataset])).encode())
-    model = {"network": network_of(source.config), **dataclasses.asdict(source.config)}
-    return {
-        "version": VERSION,
-        "checkpoint": fingerprint(checkpoint),
-        "tokenizer": config.tokenizer,
-        "records": digest.hexdigest(),
-        "model": hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest(),
-        **dataclasses.asdict(options),
-    }
-
-
-def read_done(output: Path, settings: Mapping[str, Any]) -> Summary | None:
-    """The summary in a folder whose evaluation is finished and of these settings."""
-    try:
-        done = json.loads((output / files.EVALUATION).read_text("utf-8"))
-        is_same = done["settings"] == json.loads(json.dumps(settings))
-        return json.loads((output / files.METRICS).read_text("utf-8")) if is_same else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def open_log(output: Path, settings: Mapping[str, Any]) -> tuple[CaseLog | None, str]:
-    """The log of an evaluation, or why there can be none."""
-    try:
-        return CaseLog(output, case_files.columns(GROUPS), settings, files.RESULTS), ""
-    except OSError as error:
-        return None, f"--output={output} cannot be written ({error.strerror}): choose another folder"
-
-
 # --- Cases ------------------------------------------------------------------------------------------------------------
 
 
-def score_case(
-    record: Record,
-    condition: str,
-    probability: np.ndarray,
-    truth: np.ndarray,
-    *,
-    output: Path,
-    threshold: float,
-    options: Options,
-) -> dict[str, float]:
-    """The scores of one image at its own size; writes its mask, probability and overlay if that is asked for."""
-    if options.save_masks:
-        path = (output / files.MASKS / record.dataset / file_name(condition) / record.name).with_suffix("")
-        write_prediction(path.parent, path.name, to_rgb(open_image(record.image)), probability, threshold, truth > 0)
-    if not options.original_size:
-        return {}
-    spacing = record.spacing or (1.0, 1.0)
-    return score_original(probability, truth, threshold, tolerance=options.tolerance, spacing=spacing)
-
-
-def case_rows(dataset: str, loader: Loader, scores: BatchScores) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """The lines of cases.csv for a batch, record by record, and what is counted for each."""
-    rows, counts = [], []
-    for row, index in enumerate(scores.indices):
-        record = loader.records[index]
-        about = {"dataset": dataset, "image": record.image.name, "mask": record.name, "cluster": cluster_of(record)}
-        about |= groups_of(record) | {"unit": "mm" if record.spacing else "px"}
-        for condition, variants in (loader.variants or {}).items():
-            if is_asked(variants, index):
-                values: dict[str, Any] = {name: float(column[row]) for name, column in scores.scores[condition].items()}
-                if "one_empty" in values:
-                    values["one_empty"] = int(values["one_empty"])
-                rows.append(about | {"prompt": condition, "sentence": sentence_of(variants, index)} | values)
-                counts += [scores.counts[condition][row]] if scores.counts else []
-    return rows, counts
-
-
 # --- After ------------------------------------------------------------------------------------------------------------
-
-
-def write_tables(
-    log: CaseLog, cases: Cases, summary: Summary | None, prompts: Sequence[str], options: Options, title: str
-) -> None:
-    """Writes cases.csv, metrics.json, and curves.json, probe.json and probe.html where they are asked for."""
-
-    def write(name: str, content: Any) -> None:
-        atomic.write_text(log.folder / name, json.dumps(content, indent=1) + "\n")
-
-    if options.curves:
-        write(files.CURVES, summarise_curves(cases, log.folder / case_files.COUNTS))
-    if options.probe:
-        probes = summarise_probes(cases, prompts)
-        write(files.PROBE, probes)
-        write_probe_page(log.folder / files.PROBE_PAGE, probes, title)
-    write(files.METRICS, summary)
-    log.finish()
-
-
-def describe_run(checkpoint: str | Path, source: Pretrained) -> dict[str, Any]:
-    """Which model is evaluated, and on what it was trained; `trained` is null for a converted checkpoint."""
-    trained = None
-    if (Path(checkpoint) / "config.json").is_file():
-        trained = json.loads((Path(checkpoint) / "config.json").read_text("utf-8"))
-    return {
-        "checkpoint": str(checkpoint),
-        "model": trained["model"] if trained else preset_of(source.config),
-        "network": network_of(source.config),
-        "threshold": source.config.threshold,
-        "image_size": source.config.image_size,
-        "parameters": sum(array.size for array in source.arrays.values()),
-        "trained": trained,
-        "workdir": str(checkpoint) if trained else None,
-    }
 
 
 def name_outputs(checkpoints: Sequence[str], output: Path) -> dict[str, Path]:

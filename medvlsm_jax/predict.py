@@ -19,14 +19,14 @@ from flax import nnx
 from PIL import Image
 from tqdm import tqdm
 
+from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, load_pretrained
 from medvlsm_jax.data.images import open_image, resize_image, to_rgb
-from medvlsm_jax.data.tokenizers import Tokenizer
+from medvlsm_jax.data.language.tokenizers import Tokenizer
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
+from medvlsm_jax.models.apply import forward
 from medvlsm_jax.models.layers import AnyArray
 from medvlsm_jax.models.network import Network, NetworkConfig
-from medvlsm_jax.training.checkpoints import load_model_tokenizer, load_pretrained
-from medvlsm_jax.training.state import forward
 
 
 def predict(

@@ -7,46 +7,48 @@ weights. Exit status: 0 done, 75 stopped by a signal and saved (run it again), 1
 """
 
 import contextlib
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from absl import flags
 from flax import nnx
-from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from medvlsm_jax import atomic
-from medvlsm_jax.config import reader_options
-from medvlsm_jax.data.annotations import Record, check_classes, load_records, select_target, targets_of
+from medvlsm_jax.checkpoints.checkpoints import Checkpoints, Saved
+from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, write_description
+from medvlsm_jax.config import as_json, check_numbers, reader_options
+from medvlsm_jax.data.annotations import check_classes, targets_of
 from medvlsm_jax.data.arrayrecord import check_stored_size
-from medvlsm_jax.data.cache import AUTO, MEMORY, NONE, Entries, open_cache
-from medvlsm_jax.data.facts import default_cache
-from medvlsm_jax.data.features import open_features
-from medvlsm_jax.data.integrity import verify
-from medvlsm_jax.data.pipeline import Loader, batch_records, steps_per_epoch, train_batches
-from medvlsm_jax.data.pools import mixing_weights, select_amount
+from medvlsm_jax.data.reading.cache import open_cache
+from medvlsm_jax.data.reading.pipeline import Loader, batch_records, steps_per_epoch, train_batches
+from medvlsm_jax.data.reading.pools import mixing_weights
 from medvlsm_jax.errors import UserError, run_program
-from medvlsm_jax.evaluation.pictures import overlay
+from medvlsm_jax.logs.console import Progress
+from medvlsm_jax.logs.writers import split_names
+from medvlsm_jax.losses import find_loss
 from medvlsm_jax.models import abstract_model
-from medvlsm_jax.models.parameters import Arrays
-from medvlsm_jax.training import sharding
-from medvlsm_jax.training.checkpoints import Checkpoints, Saved, load_model_tokenizer, write_description
-from medvlsm_jax.training.distributed import start_jax
-from medvlsm_jax.training.features import FrozenEncoder, encoder_outputs, num_bytes
-from medvlsm_jax.training.interruption import Interruption, catch_signals, leave
-from medvlsm_jax.training.losses import find_loss
+from medvlsm_jax.models.summary import model_table, training_flops
+from medvlsm_jax.parallel import sharding
+from medvlsm_jax.parallel.distributed import start_jax
+from medvlsm_jax.parallel.interruption import catch_signals, leave
+from medvlsm_jax.scoring.frozen_encoder import FrozenEncoder
+from medvlsm_jax.scoring.validation import (
+    Interrupted,
+    eval_batch_size,
+    make_eval_step,
+    validate,
+)
+from medvlsm_jax.training.freezing import freezing
+from medvlsm_jax.training.inputs import feature_entries, read_split
 from medvlsm_jax.training.monitor import FiniteGuard, Meter, Profiler
-from medvlsm_jax.training.optimizer import adamw, schedule_factor
-from medvlsm_jax.training.scoring import EvalStep, Fetch, Interrupted, eval_batch_size, score_records
-from medvlsm_jax.training.start import RunProgress, Source, as_json, find_source, freezing, start_state, training_graph
-from medvlsm_jax.training.state import TrainState, abstract_batch, make_eval_step, make_train_step
-from medvlsm_jax.training.summary import model_table, training_flops
-from medvlsm_jax.writers import Progress, Writers, make_writers, split_names
+from medvlsm_jax.training.progress import RunProgress, schedule_factor
+from medvlsm_jax.training.reports import describe, open_writers
+from medvlsm_jax.training.start import find_source, start_state, training_graph
+from medvlsm_jax.training.step import TrainState, abstract_batch, adamw, make_train_step
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, float]:
@@ -239,142 +241,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
     return result(step, progress)
 
 
-def check_numbers(config: Any) -> None:
-    """Raises UserError when a number in the config makes no sense."""
-    for name, least in (("seed", 0), ("max_steps", 0), ("log_every_steps", 1), ("num_epochs", 1)):
-        if config[name] < least:
-            raise UserError(f"config.{name}={config[name]}: give {least} or a larger number")
-    if not 0 <= config.ema < 1:
-        raise UserError(f"config.ema={config.ema}: give 0 for none, or a decay below 1 such as 0.999")
-
-
 def result(step: int, progress: RunProgress) -> dict[str, float]:
     """What `train` returns."""
     return {"step": float(step)} | ({} if progress.best_score is None else {"val_dice": progress.best_score})
 
 
-def read_split(
-    config: ml_collections.ConfigDict, split: str, workdir: Path, *, is_required: bool = True
-) -> list[Record]:
-    """The records of a split that can be used; empty where an optional split is.
-
-    What is wrong with images, masks and prompts is found here, before anything else starts.
-    """
-    records = load_records(config.data_dir, config.dataset, split, is_required=is_required)
-    report = workdir / "findings" / f"{split}.csv" if jax.process_index() == 0 else None
-    cache = default_cache(config.data_dir)
-    records = verify(records, config.prompt, on_bad=config.data.on_bad, cache=cache, report=report)
-    records = select_target(records, config.target, is_required=is_required)
-    return select_amount(records, config.data_num, config.seed) if split == "train" else records
-
-
-def feature_entries(
-    config: ml_collections.ConfigDict, source: Source, num_records: int
-) -> contextlib.AbstractContextManager[Entries | None]:
-    """Where the outputs of the encoder are kept; nowhere when it is trained."""
-    if not freezing(config)["freeze_encoder"]:
-        return contextlib.nullcontext()
-    needed = num_bytes(encoder_outputs(source.config), num_records)
-    is_folder = config.features.cache not in (AUTO, MEMORY, NONE)
-    sharers = jax.process_count() if is_folder else sharding.processes_on_this_host()
-    return open_features(config.features.cache, config.features.limit_gib, needed, sharers)
-
-
 def to_save(state: TrainState, progress: dict[str, Any], config: ml_collections.ConfigDict) -> Saved:
     """What a checkpoint holds."""
     return Saved({**state.trained, **state.stats}, state.opt_state, state.ema, progress, as_json(config))
-
-
-def open_writers(
-    config: ml_collections.ConfigDict, source: Source, workdir: Path, first_step: int, positions: dict[str, int]
-) -> Writers:
-    """The writers of a run; one that continues another workdir's starts with its log."""
-    is_first_process = jax.process_index() == 0
-    if source.kind == "resume" and is_first_process:
-        for name in positions:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(Path(config.resume) / name, workdir / name)
-    return make_writers(
-        config.writers,
-        workdir,
-        first_step,
-        positions=positions,
-        project=config.project,
-        config=as_json(config),
-        is_first_process=is_first_process,
-    )
-
-
-def validate(
-    eval_step: EvalStep,
-    arrays: Arrays,
-    loader: Loader,
-    encoder: FrozenEncoder | None,
-    mesh: Mesh,
-    config: ml_collections.ConfigDict,
-    writers: Writers,
-    step: int,
-    threshold: float,
-    interruption: Interruption,
-) -> dict[str, float]:
-    """Mean loss, Dice and IoU over the validation records; writes them, and overlays of the first few.
-
-    The means are over all records of a pool; each of its datasets has its own mean Dice as well. When a signal comes,
-    Interrupted is raised and nothing is written.
-    """
-    pictures: list[np.ndarray] = []
-
-    def draw(fetch: Fetch) -> None:
-        if missing := config.num_overlays - len(pictures):
-            rows = zip(fetch("image"), fetch("probability")[..., 0], fetch("mask")[..., 0], strict=True)
-            pictures.extend(overlay(image, p > threshold, mask > 0) for image, p, mask in list(rows)[:missing])
-
-    # In threads: worker processes would have to start anew in every epoch, and by the second one the images are cached.
-    threads = config.data.num_threads * max(1, config.data.num_workers)
-    values = score_records(
-        eval_step,
-        arrays,
-        loader,
-        mesh,
-        config.batch_size,
-        encoder=encoder,
-        on_batch=draw,
-        is_interrupted=lambda: interruption.is_heard(mesh),
-        num_threads=threads,
-    )
-    results = {f"val/{name}": float(values[name].mean(dtype=np.float64)) for name in ("dice", "iou")}
-    datasets = np.array([record.dataset for record in loader.records])
-    for dataset in dict.fromkeys(datasets.tolist()) if len(set(datasets)) > 1 else ():
-        results[f"val/{dataset}/dice"] = float(values["dice"][datasets == dataset].mean(dtype=np.float64))
-    weight = values["weight"].sum(dtype=np.float64)
-    results["val/loss"] = float((values["loss"] * values["weight"]).sum(dtype=np.float64) / max(weight, 1.0))
-    writers.scalars(step, results)
-    for i, picture in enumerate(pictures):
-        writers.picture(step, f"val/{i}", picture)
-    return results
-
-
-def describe(
-    config: ml_collections.ConfigDict,
-    source: Source,
-    mesh: Mesh,
-    num_records: tuple[int, int],
-    steps: tuple[int, int],
-) -> str:
-    """What is about to run, in a few lines."""
-    origin = {
-        "checkpoint": f"continues at step {steps[0]}",
-        "resume": f"continues {source.folder} at step {steps[0]}",
-        "init": f"from {source.folder}",
-        "random": "from random weights",
-    }
-    return (
-        f"{config.model} {origin[source.kind]}, {source.config.dtype} on {mesh.size} {jax.devices()[0].platform} "
-        f"devices {dict(mesh.shape)}\n"
-        f"{config.dataset}, prompt {config.prompt}: {num_records[0]} training, {num_records[1]} validation records at "
-        f"{source.config.image_size} px, {steps[1]} steps of {config.batch_size}\n"
-        "compiling the first step ..."
-    )
 
 
 def main(_: list[str]) -> None:

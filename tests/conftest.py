@@ -19,10 +19,12 @@ import pytest
 jax.config.update("jax_disable_most_optimizations", True)  # most tests compile longer than they run
 
 TESTS = Path(__file__).parent
-sys.path.insert(0, str(TESTS))  # small_network
+sys.path.insert(0, str(TESTS))  # small_network, small_fixtures
 sys.path.insert(0, str(TESTS / "data" / "parity"))  # seeded_weights
 sys.path.insert(0, str(TESTS.parent / "tools"))
 sys.path.insert(0, str(TESTS.parent))  # configs
+
+pytest_plugins = ["small_fixtures"]
 
 PARITY = TESTS / "data" / "parity"
 SHARED = TESTS.parent.parent / "shared"  # real samples and vocabularies, where a developer has them

@@ -6,21 +6,25 @@
     python tools/benchmark.py metrics                                   Dice, IoU, HD95 and NSD, against MONAI
     python tools/benchmark.py evaluate --num_images=10000               a whole evaluation: speed and memory
 
-The files benchmark_networks.py, benchmark_train.py … say what each does. Figures are medians;
+The files of benchmarks/ say what each does. Figures are medians;
 ratios are medians of those of each turn. In bfloat16 PyTorch runs under autocast.
 """
 
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # jax would take most of a GPU's memory from PyTorch
 
-import benchmark_evaluate
-import benchmark_input
-import benchmark_metrics
-import benchmark_networks
-import benchmark_train
 from absl import flags
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import evaluate as benchmark_evaluate
+from benchmarks import input as benchmark_input
+from benchmarks import metrics as benchmark_metrics
+from benchmarks import networks as benchmark_networks
+from benchmarks import train as benchmark_train
 from medvlsm_jax.errors import UserError, run_program
 
 # Name on the command line -> the benchmark, and its defaults for flags that have none of their own.

@@ -33,15 +33,15 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs.quickstart import get_config
-from medvlsm_jax.data.annotations import load_records
-from medvlsm_jax.data.pipeline import steps_per_epoch
+from medvlsm_jax.checkpoints.checkpoints import CHECKPOINTS, Checkpoints
+from medvlsm_jax.data.loading import load_records
+from medvlsm_jax.data.reading.pipeline import steps_per_epoch
 from medvlsm_jax.data.synthetic import SAMPLE, write_sample
 from medvlsm_jax.errors import UserError, run_program
-from medvlsm_jax.training import sharding
-from medvlsm_jax.training.checkpoints import CHECKPOINTS, Checkpoints
-from medvlsm_jax.training.interruption import EXIT_AGAIN
-from medvlsm_jax.training.optimizer import adamw
+from medvlsm_jax.parallel import sharding
+from medvlsm_jax.parallel.interruption import EXIT_AGAIN
 from medvlsm_jax.training.start import find_source, start_state
+from medvlsm_jax.training.step import adamw
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES = 20  # eight steps an epoch, enough for two checkpoints within it and one after its validation

@@ -15,8 +15,8 @@ from flax import nnx
 
 from medvlsm_jax import create_model, from_torch
 from medvlsm_jax.errors import run_program
-from medvlsm_jax.evaluation.report import table
 from medvlsm_jax.models.network import Network, TextConfig
+from medvlsm_jax.text import table
 from medvlsm_jax.weights import read_state_dict
 from medvlsm_jax.weights.reference import find_reference
 

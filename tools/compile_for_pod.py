@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from medvlsm_jax import atomic
 from medvlsm_jax.errors import UserError, run_program
-from medvlsm_jax.evaluation.report import percent, table
-from medvlsm_jax.training.estimate import Estimate, estimate, sum_by_kind
-from medvlsm_jax.training.topology import Slice, abstract_run, bytes_per_chip, find_slice, model_flops, slice_mesh
+from medvlsm_jax.pods.estimate import Estimate, estimate, sum_by_kind
+from medvlsm_jax.pods.slices import Slice, abstract_run, bytes_per_chip, find_slice, model_flops, slice_mesh
+from medvlsm_jax.text import percent, table
 
 DOES_NOT_FIT = 3
 
@@ -198,7 +198,7 @@ def main(_: list[str]) -> None:
     print(f"{config.model}, {config.batch_size} images over {number} {chips.chip.name} {mesh}, compiled by")
     print(f"libtpu {version('libtpu')} under jax {jax.__version__} in {time.monotonic() - started:.0f} s\n")
     print("\n\n".join([step_table(steps), collectives_table(steps), scaling_table(rows)]))
-    print("\nTimes are estimates from the compiler's cycles and the vendor's bandwidths (training/estimate.py).")
+    print("\nTimes are estimates from the compiler's cycles and the vendor's bandwidths (pods/estimate.py).")
     if args.output:
         atomic.write_text(Path(args.output), json.dumps(as_json(config, chips, steps, rows), indent=1) + "\n")
     check_fit(steps)

@@ -18,15 +18,15 @@ from absl import flags
 from flax import nnx
 
 from medvlsm_jax import from_torch, load, to_torch, weights
-from medvlsm_jax.data.tokenizers import Tokenizer, load_tokenizer
+from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, read_description, save_model
+from medvlsm_jax.data.language.tokenizers import Tokenizer, load_tokenizer
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.models import abstract_model, network_of, preset
 from medvlsm_jax.models.clipseg import CLIPSeg
 from medvlsm_jax.models.network import Network, NetworkConfig
 from medvlsm_jax.models.parameters import count, split_model
-from medvlsm_jax.training.checkpoints import load_model_tokenizer, read_description, save_model
-from medvlsm_jax.training.optimizer import split_trained
-from medvlsm_jax.training.summary import model_table
+from medvlsm_jax.models.summary import model_table
+from medvlsm_jax.training.freezing import split_trained
 from medvlsm_jax.weights.convert import DECODER, is_encoder_alone, torch_leaf, with_decoder
 from medvlsm_jax.weights.reference.clipseg import huggingface_config
 

@@ -22,17 +22,18 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from medvlsm_jax.data.annotations import Record, load_records
-from medvlsm_jax.data.arrayrecord_writer import write_store
+from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cards import CARDS, SPLITS, Card, named_card, split_members
-from medvlsm_jax.data.grammars import GENERAL, GRAMMARS
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
-from medvlsm_jax.data.importers.prepare import ON_LEAK, prepare
 from medvlsm_jax.data.integrity import ERROR, findings_table, inspect_dataset
-from medvlsm_jax.data.prompts import check_prompt, choose_prompt, split_prompts
+from medvlsm_jax.data.language.grammars import GENERAL, GRAMMARS
+from medvlsm_jax.data.language.prompts import check_prompt, choose_prompt, split_prompts
+from medvlsm_jax.data.loading import load_records
+from medvlsm_jax.data.preparing.arrayrecord_writer import write_store
+from medvlsm_jax.data.preparing.prepare import ON_LEAK, prepare
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import captioned_sheet, overlay
-from medvlsm_jax.evaluation.report import table
+from medvlsm_jax.text import table
 
 PATHS = ("raw", "data_dir", "annotations", "preview", "array_record")  # flags
 PREVIEWED = 5  # images of each split in a preview

@@ -16,15 +16,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs.quickstart import get_config
 from medvlsm_jax import atomic
-from medvlsm_jax.data.annotations import load_records
+from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.synthetic import SAMPLE, write_sample
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluate import default_config, evaluate
 from medvlsm_jax.evaluation.files import PROBE
 from medvlsm_jax.evaluation.pictures import captioned_sheet
 from medvlsm_jax.evaluation.probes import Probes
-from medvlsm_jax.evaluation.report import interval, percent, table
 from medvlsm_jax.predict import predict
+from medvlsm_jax.text import interval, percent, table
 from medvlsm_jax.train import train
 
 # What metrics.json calls each condition, the prompt type of the sample that makes it, and what the table says.

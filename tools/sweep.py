@@ -24,11 +24,11 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from medvlsm_jax.errors import UserError, check_folder, run_program
+from medvlsm_jax.parallel.interruption import EXIT_AGAIN, Interruption, catch_signals, leave
 from medvlsm_jax.sweeping.children import FAILED, STOPPED, Children, end_with_parent
 from medvlsm_jax.sweeping.devices import share_devices
 from medvlsm_jax.sweeping.runs import perform
 from medvlsm_jax.sweeping.sweep import list_runs, outcome_table, run_sweep
-from medvlsm_jax.training.interruption import EXIT_AGAIN, Interruption, catch_signals, leave
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,13 +1,12 @@
 """Annotation files of the original: one json list per split, one record per object."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medvlsm_jax.data.cards import Card, find_folder, split_members
+from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.files import File
 from medvlsm_jax.errors import UserError
 
@@ -42,59 +41,6 @@ class Record:
     def dataset(self) -> str:
         """The name of its dataset."""
         return self.card.name
-
-
-def load_records(data_dir: str | Path, dataset: str, split: str, *, is_required: bool = True) -> list[Record]:
-    """All records of a split, in file order; those of a pool one dataset after another.
-
-    Args:
-        data_dir: holds the folders of the datasets, or their ArrayRecord stores.
-        dataset: what `cards.named_card` understands: a name, a card file, a pool, several joined by `+`.
-        split: train, val or test.
-        is_required: otherwise a split without a file or without records is an empty list.
-
-    Raises:
-        UserError: the dataset, the split or a field of a record is missing, a path leaves the dataset's folder, or the
-            json is broken. That files exist and can be read is checked by `integrity`.
-    """
-    cards = split_members(dataset, split)
-    if is_required and not cards:
-        raise UserError(f"the pool {dataset!r} has no dataset for the split {split!r}: name some in its card")
-    return [record for card in cards for record in load_split(data_dir, card, split, is_required=is_required)]
-
-
-def load_split(data_dir: str | Path, card: Card, split: str, *, is_required: bool = True) -> list[Record]:
-    """The records of a split of one dataset, as `load_records` has them."""
-    if not (Path(data_dir) / card.name / "anns").is_dir():
-        from medvlsm_jax.data.arrayrecord import find_store, load_store  # which builds on this module
-
-        if store := find_store(data_dir, card):
-            return load_store(store, card, split, is_required=is_required)
-    root = find_folder(data_dir, card)
-    path = root / "anns" / f"{split}.json"
-    card = split_card(root, card, split)
-    entries = read_json(path) if is_required or path.exists() else []
-    if not isinstance(entries, list):
-        raise UserError(f"{path} holds no list of records: check that the annotations were written whole")
-    if is_required and not entries:
-        raise UserError(f"{path} has no records: {card.name} has nothing for the split {split!r}")
-    return [parse_record(entry, card, root, f"{path}, record {i}") for i, entry in enumerate(entries)]
-
-
-def split_card(root: Path, card: Card, split: str) -> Card:
-    """The card for one split: the original's own CAMUS folder keeps its test patients in a subfolder of their own."""
-    is_apart = card.subfolder == "train" and split == "test" and (root / "images" / "test").is_dir()
-    return dataclasses.replace(card, subfolder="test") if is_apart else card
-
-
-def read_json(path: Path) -> Any:
-    """The content of a json file; raises UserError when it is missing, not UTF-8 or not json."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: the split has no annotation file") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid json: {error}") from error
 
 
 def parse_record(entry: Any, card: Card, root: Path, where: str) -> Record:

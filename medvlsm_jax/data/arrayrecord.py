@@ -16,8 +16,9 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, Literal
 
-from medvlsm_jax.data.annotations import Record, parse_record, read_json
+from medvlsm_jax.data.annotations import Record, parse_record
 from medvlsm_jax.data.cards import Card
+from medvlsm_jax.data.files import read_json
 from medvlsm_jax.errors import UserError
 
 NAME, VERSION = "medvlsm", "1.0.0"  # of the builder, and so of its folders
@@ -180,3 +181,8 @@ def read_example(folder: Path, split: str, index: int) -> Mapping[str, bytes]:
 def open_source(folder: Path, split: str) -> Sequence[Any]:
     """The examples of a split; a process opens them once and reads them with all its threads."""
     return import_tfds().builder_from_directory(folder).as_data_source(split)
+
+
+def image_path(record: Record) -> str:
+    """Which image a record is about; in a store each of an image's records has a copy of its own."""
+    return record.image.path if isinstance(record.image, StoredFile) else str(record.image)

@@ -1,7 +1,12 @@
 """What the package needs of an image file: a path on disk has it, and so has an entry of an ArrayRecord."""
 
+import csv
+import json
 import os
-from typing import IO, Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol, runtime_checkable
+
+from medvlsm_jax.errors import UserError
 
 
 @runtime_checkable
@@ -23,3 +28,26 @@ class File(Protocol):
     def stat(self) -> os.stat_result:
         """Time and size, which change when the content does."""
         ...
+
+
+def read_json(path: Path) -> Any:
+    """The content of a json file; raises UserError when it is missing, not UTF-8 or not json."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: the split has no annotation file") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid json: {error}") from error
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The lines of a csv file by column, without spaces around the cells; raises UserError when it cannot be read."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.DictReader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a csv file: {error}") from error
+    for i, line in enumerate(lines, start=2):
+        if None in line or None in line.values():
+            raise UserError(f"{path}, line {i}: it has not as many cells as the first line")
+    return [{column.strip(): cell.strip() for column, cell in line.items()} for line in lines]

@@ -1,12 +1,12 @@
 """What splits a dataset's numbers, and which records are no independent observations."""
 
+import bisect
 import re
 
 from medvlsm_jax.data.annotations import Record
-from medvlsm_jax.data.attributes import number_word
-from medvlsm_jax.data.grammars import attributes_of
-from medvlsm_jax.data.importers.clinicdb import known_sequence
-from medvlsm_jax.data.pools import image_path
+from medvlsm_jax.data.arrayrecord import image_path
+from medvlsm_jax.data.language.attributes import number_word
+from medvlsm_jax.data.language.grammars import attributes_of
 
 GROUPS = ("class", "view", "sex", "age", "quality", "cycle", "tumor_type")
 
@@ -16,6 +16,12 @@ OLDEST = "80 and over"
 
 PATIENT = re.compile(r"(?:test_)?patient\d+")  # of a file name, patient0001_2CH_ES.png
 NAMED_BY_PATIENT = ("camus", "chexlocalize")  # importers whose files are
+SEQUENCE = "sequence "  # begins the group of a video's frames
+# The last frame of each sequence, from the list of the download (https://polyp.grand-challenge.org/CVCClinicDB/).
+LAST_FRAMES = (
+    *(25, 50, 67, 78, 103, 126, 151, 177, 199, 205, 227, 252, 277, 297, 317),
+    *(342, 363, 383, 408, 428, 447, 466, 478, 503, 528, 546, 571, 591, 612),
+)
 
 
 def groups_of(record: Record) -> dict[str, str]:
@@ -45,3 +51,10 @@ def cluster_of(record: Record) -> str:
     if record.card.importer in NAMED_BY_PATIENT and (found := PATIENT.match(record.image.name)):
         return found[0]
     return image_path(record).rpartition("/images/")[2]
+
+
+def known_sequence(stem: str) -> str:
+    """The group of a frame by its number, the stem of its file; empty when it is none of the 612."""
+    if not stem.isdecimal() or not 1 <= int(stem) <= LAST_FRAMES[-1]:
+        return ""
+    return f"{SEQUENCE}{bisect.bisect_left(LAST_FRAMES, int(stem)) + 1}"

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from medvlsm_jax import atomic
-from medvlsm_jax.data.annotations import Record, load_records
+from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cards import SPLITS
 from medvlsm_jax.data.facts import Facts, Key, default_cache, read_facts
 from medvlsm_jax.data.images import DEEP_MODES, check_sizes
-from medvlsm_jax.data.prompts import check_prompt
+from medvlsm_jax.data.language.prompts import check_prompt
+from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.errors import UserError
 
 ERROR, WARNING, SKIP = "error", "warning", "skip"

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from medvlsm_jax.data.processes import map_in_processes
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.processes import map_in_processes
 
 SAMPLE = "sample"
 VERSION = 1  # raise it when the drawing changes, so that old samples are drawn anew

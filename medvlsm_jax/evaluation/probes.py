@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from medvlsm_jax.evaluation.cases import Cases
-from medvlsm_jax.evaluation.report import interval, percent, table
 from medvlsm_jax.evaluation.statistics import holm, paired
+from medvlsm_jax.text import interval, percent, table
 
 OTHER_IMAGE = "other_image"
 MARK = "/"  # between the prompt type and the perturbation, in the name of a condition

@@ -1,13 +1,13 @@
 """From one value an image to the tables that people read."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from medvlsm_jax.evaluation.cases import Cases
 from medvlsm_jax.evaluation.statistics import estimate_columns
+from medvlsm_jax.text import interval, percent, table
 
 Summary = dict[str, dict[str, dict[str, Any]]]  # dataset -> condition -> name -> number
 
@@ -51,23 +51,6 @@ def split(cases: Cases, group: str) -> dict[str, dict[str, Any]]:
     return {value or "unknown": describe(cases.select(rows)) for (value,), rows in sorted(cases.by(group).items())}
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Plain text in aligned columns; the first row is the header, columns after the first are right-aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def percent(value: float) -> str:
-    """A share as the paper prints it."""
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
-
-
 def summary_table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The content of metrics.json as a table, in percent but for HD95."""
     has_surface = any("hd95_mean" in row for prompts in summary.values() for row in prompts.values())
@@ -79,8 +62,3 @@ def summary_table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
                 values += [f"{row['hd95_mean']:.2f} {row['unit']}", percent(row["nsd_mean"])]
             rows.append([f"{dataset} / {prompt}", str(row["n"]), *values])
     return table(rows)
-
-
-def interval(low: float | None, high: float | None) -> str:
-    """The ends of an interval in percent; a dash where there is none."""
-    return "-" if low is None or high is None else f"{percent(low)} to {percent(high)}"

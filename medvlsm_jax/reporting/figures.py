@@ -15,17 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.cbook import boxplot_stats
 from matplotlib.figure import Figure
 
-from medvlsm_jax.reporting.figure_style import (
-    INK,
-    colour,
-    drawing,
-    hatch,
-    line,
-    linestyle,
-    marker,
-    patch,
-    shorten,
-)
+from medvlsm_jax.reporting.figure_style import INK, colour, drawing, hatch, line, linestyle, marker, patch, shorten
 
 WIDTH, COLUMN = 6.9, 3.3  # inches: the width of a page's text, and of one of its two columns
 MAX_SERIES = 8  # in one figure

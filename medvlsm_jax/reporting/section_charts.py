@@ -8,22 +8,8 @@ import numpy as np
 from medvlsm_jax.evaluation.probes import SIGNIFICANT
 from medvlsm_jax.reporting import figures
 from medvlsm_jax.reporting.comparison import titles_of
-from medvlsm_jax.reporting.page import (
-    PROBE_DEFINITIONS,
-    Html,
-    Plate,
-    Section,
-    cell,
-    count,
-    drop_bar,
-    drop_bars,
-    heading,
-    paragraph,
-    probe_finding,
-    probe_table,
-    signed,
-    table,
-)
+from medvlsm_jax.reporting.page import Html, Plate, Section, cell, count, heading, paragraph, table
+from medvlsm_jax.reporting.probe_page import PROBE_DEFINITIONS, drop_bar, drop_bars, probe_finding, probe_table, signed
 from medvlsm_jax.reporting.runs import Evaluation
 from medvlsm_jax.reporting.tables import number
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from medvlsm_jax.reporting import figures
 from medvlsm_jax.reporting.comparison import Key, Result, best_prompts, datasets_of
-from medvlsm_jax.reporting.page import Html, Plate, Section, cell, escape, paragraph, signed, table
+from medvlsm_jax.reporting.page import Html, Plate, Section, cell, escape, paragraph, table
+from medvlsm_jax.reporting.probe_page import signed
 from medvlsm_jax.reporting.seeds import SeedGroup, seed_groups
 from medvlsm_jax.reporting.tables import (
     DISTANCE,

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+from medvlsm_jax.parallel.interruption import EXIT_AGAIN, EXIT_CTRL_C
 from medvlsm_jax.sweeping.devices import Share
 from medvlsm_jax.sweeping.runs import DONE, LOG, read_run
-from medvlsm_jax.training.interruption import EXIT_AGAIN, EXIT_CTRL_C
 
 POLL = 0.1  # seconds between looks at the processes
 STOPPED, FAILED = "stopped", "failed"

@@ -20,14 +20,15 @@ from typing import IO, Any
 import ml_collections
 
 from medvlsm_jax import atomic
-from medvlsm_jax.data.annotations import load_split, select_target
+from medvlsm_jax.config import as_json
+from medvlsm_jax.data.annotations import select_target
 from medvlsm_jax.data.cards import split_members
 from medvlsm_jax.data.integrity import ERROR
-from medvlsm_jax.data.prompts import check_prompt
+from medvlsm_jax.data.language.prompts import check_prompt
+from medvlsm_jax.data.loading import load_split
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluate import default_config, evaluate
 from medvlsm_jax.train import train
-from medvlsm_jax.training.start import as_json
 
 RUN_FILE = "run.json"
 LOG = "log.txt"

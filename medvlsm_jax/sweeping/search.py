@@ -22,10 +22,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from medvlsm_jax import atomic
+from medvlsm_jax.config import as_json
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.sweeping.children import FAILED, STOPPED, Child, Children
 from medvlsm_jax.sweeping.runs import DONE, STARTED, changed_fields, training_config, try_lock, write_run
-from medvlsm_jax.training.start import as_json
 
 STUDY = "study.db"
 TRIALS = "trials.csv"

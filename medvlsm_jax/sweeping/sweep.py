@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import ml_collections
 from tqdm import tqdm
 
-from medvlsm_jax.evaluation.report import table
 from medvlsm_jax.sweeping.children import FAILED, POLL, STOPPED, Child, Children
 from medvlsm_jax.sweeping.runs import DONE, STARTED, is_done, read_run, try_lock, write_run
+from medvlsm_jax.text import table
 
 SKIPPED, WAITING = "skipped", "waiting"
 

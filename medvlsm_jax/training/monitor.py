@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from medvlsm_jax.checkpoints.checkpoints import CHECKPOINTS
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.training.checkpoints import CHECKPOINTS
-from medvlsm_jax.training.hardware import find_chip
+from medvlsm_jax.parallel.chips import find_chip
 
 MAX_NAMES = 16  # of files in a message
 

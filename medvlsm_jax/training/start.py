@@ -1,8 +1,6 @@
 """Where a run starts: its own newest checkpoint, then `config.resume`'s, then `config.init`, then random weights."""
 
 import dataclasses
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +11,18 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from medvlsm_jax.checkpoints.arrays import abstract_arrays
+from medvlsm_jax.checkpoints.checkpoints import Checkpoints, Saved
+from medvlsm_jax.checkpoints.model_folder import load_pretrained, read_description, tokenizer_of
+from medvlsm_jax.config import as_json, model_overrides
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import abstract_model, check_image_size, initial_arrays, override, preset
-from medvlsm_jax.models.layers import REMAT_POLICIES
 from medvlsm_jax.models.network import NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, split_model
-from medvlsm_jax.training.checkpoints import (
-    Checkpoints,
-    Saved,
-    abstract_arrays,
-    load_pretrained,
-    read_description,
-    tokenizer_of,
-)
-from medvlsm_jax.training.optimizer import EarlyStopping, ReduceOnPlateau, set_training_mode, split_trained
-from medvlsm_jax.training.sharding import tree_shardings
-from medvlsm_jax.training.state import TrainState, new_state
+from medvlsm_jax.parallel.sharding import tree_shardings
+from medvlsm_jax.training.freezing import freezing, set_training_mode, split_trained
+from medvlsm_jax.training.progress import RunProgress, new_progress
+from medvlsm_jax.training.step import TrainState, new_state
 
 # What decides which example is read at which step, or which arrays there are: it must not change within a run.
 FIXED = ("dataset", "prompt", "model", "model_options", "image_size", "zero_prompt", "tokenizer", "target")
@@ -87,81 +81,6 @@ def find_source(
             )
         model_config = override(model_config, {"classes": targets})
     return Source(kind, folder, model_config, config.tokenizer or tokenizer)
-
-
-def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The model's fields that a run or an evaluation may set."""
-    try:
-        overrides: dict[str, Any] = json.loads(config.model_options or "{}") | {"dtype": resolve_dtype(config.dtype)}
-    except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"config.model_options={config.model_options!r} is no json object: {error}") from error
-    if (policy := config.get("remat", "none")) not in REMAT_POLICIES:
-        raise UserError(f"config.remat={policy!r}: choose {', '.join(REMAT_POLICIES)}")
-    if "remat" in config:
-        overrides["remat"] = config.remat
-    if config.image_size:
-        overrides["image_size"] = config.image_size
-    if config.zero_prompt:
-        overrides["zero_prompt"] = True
-    return overrides
-
-
-def resolve_dtype(dtype: str) -> str:
-    """`auto` is bfloat16 on accelerators and float32 on CPU; raises UserError for an unknown name."""
-    if dtype == "auto":
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.dtype={dtype!r}: choose float32, bfloat16 or auto")
-    return dtype
-
-
-@dataclasses.dataclass
-class RunProgress:
-    """What a run remembers besides its arrays: the learning-rate rule, the stopping rule and the best score."""
-
-    plateau: ReduceOnPlateau
-    early_stopping: EarlyStopping
-    best_score: float | None = None
-    validated: int = 0  # the step of the last validation
-    log: dict[str, int] = dataclasses.field(default_factory=dict)  # bytes of each log file up to the checkpoint
-
-    def update(self, step: int, loss: float, score: float) -> None:
-        """Takes the results of one validation."""
-        self.validated = step
-        self.plateau.update(loss)
-        self.early_stopping.update(score)
-        self.best_score = score if self.best_score is None else max(self.best_score, score)
-
-    def to_json(self) -> dict[str, Any]:
-        """The counters as json values; infinities, which json lacks, are left out."""
-
-        def finite(rule: Any, *names: str) -> dict[str, float]:
-            return {name: getattr(rule, name) for name in names if math.isfinite(getattr(rule, name))}
-
-        return {
-            "plateau": finite(self.plateau, "scale", "best", "bad"),
-            "early_stopping": finite(self.early_stopping, "best", "bad"),
-            "best_score": self.best_score,
-            "validated": self.validated,
-            "log": self.log,
-        }
-
-    def restore(self, content: dict[str, Any]) -> None:
-        """Takes the counters back."""
-        self.plateau = dataclasses.replace(self.plateau, **content["plateau"])
-        self.early_stopping = dataclasses.replace(self.early_stopping, **content["early_stopping"])
-        self.best_score, self.validated, self.log = (content[name] for name in ("best_score", "validated", "log"))
-
-
-def new_progress(config: ml_collections.ConfigDict) -> RunProgress:
-    """The counters of a run that has not started."""
-    return RunProgress(ReduceOnPlateau(config.learning_rate, **config.plateau), EarlyStopping(**config.early_stopping))
-
-
-def freezing(config: ml_collections.ConfigDict) -> dict[str, bool]:
-    """What is frozen: the encoder where `config.init` brings pretrained weights, unless the config says otherwise."""
-    frozen_encoder = config.freeze_encoder if config.freeze_encoder is not None else bool(config.init)
-    return {"freeze_encoder": frozen_encoder, "freeze_decoder": config.freeze_decoder}
 
 
 def training_graph(config: ml_collections.ConfigDict, source: Source) -> nnx.GraphDef:
@@ -231,11 +150,6 @@ def continue_state(
 def copies(arrays: Arrays) -> Arrays:
     """Arrays of their own with the same values, for a step consumes its state."""
     return jax.tree.map(jnp.copy, arrays)
-
-
-def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """A config as json values."""
-    return json.loads(config.to_json_best_effort())
 
 
 def check_unchanged(config: ml_collections.ConfigDict, old: dict[str, Any], folder: Path) -> None:

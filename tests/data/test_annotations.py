@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from medvlsm_jax.data.annotations import check_files, find_target, load_records, select_target, targets_of
+from medvlsm_jax.data.annotations import check_files, find_target, select_target, targets_of
 from medvlsm_jax.data.cards import CARDS
+from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.errors import UserError
 
 ENTRY = {"img_name": "a.png", "mask_name": "b.png", "prompts": {"p0": "", "p1": "polyp", "p7": ["one", "two"]}}

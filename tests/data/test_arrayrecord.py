@@ -16,15 +16,15 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from medvlsm_jax.data import arrayrecord_writer
-from medvlsm_jax.data.annotations import load_records, load_split
 from medvlsm_jax.data.arrayrecord import StoredFile, check_stored_size, find_store, load_store, stored_size
-from medvlsm_jax.data.arrayrecord_writer import write_store
 from medvlsm_jax.data.cards import CARDS, Card
 from medvlsm_jax.data.files import File
 from medvlsm_jax.data.images import load_pair, open_image
-from medvlsm_jax.data.pipeline import Loader, train_batches
-from medvlsm_jax.data.tokenizers import load_tokenizer
+from medvlsm_jax.data.language.tokenizers import load_tokenizer
+from medvlsm_jax.data.loading import load_records, load_split
+from medvlsm_jax.data.preparing import arrayrecord_writer
+from medvlsm_jax.data.preparing.arrayrecord_writer import write_store
+from medvlsm_jax.data.reading.pipeline import Loader, train_batches
 from medvlsm_jax.errors import UserError
 
 pytest.importorskip("tensorflow_datasets")

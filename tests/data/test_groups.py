@@ -6,10 +6,10 @@ import pytest
 
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.arrayrecord import StoredFile
-from medvlsm_jax.data.attributes import number_word
 from medvlsm_jax.data.cards import CARDS, Card
-from medvlsm_jax.data.grammars import make_prompts
 from medvlsm_jax.data.groups import GROUPS, age_band, cluster_of, groups_of
+from medvlsm_jax.data.language.attributes import number_word
+from medvlsm_jax.data.language.grammars import make_prompts
 
 HEART = {
     **{"class": "myocardium", "view": "two-chamber", "cycle": "diastole", "sex": "female"},

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from medvlsm_jax.data.annotations import load_records
 from medvlsm_jax.data.images import load_pair, open_image, read_mask, resize_image, to_rgb
+from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]

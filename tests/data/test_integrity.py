@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from medvlsm_jax.data import facts, integrity
-from medvlsm_jax.data.annotations import Record, load_records
+from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.images import load_pair
 from medvlsm_jax.data.integrity import (
@@ -26,6 +26,7 @@ from medvlsm_jax.data.integrity import (
     is_colondb_copy,
     verify,
 )
+from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.errors import UserError
 
 PROMPTS = {"p0": "", "p1": "polyp"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medvlsm_jax.evaluation.metrics import BINS, OVERLAP, overlap, overlap_metrics, probability_counts
-from medvlsm_jax.training.losses import binary_cross_entropy, dice_bce, soft_dice
+from medvlsm_jax.losses import binary_cross_entropy, dice_bce, soft_dice
 
 
 @pytest.fixture

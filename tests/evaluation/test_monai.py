@@ -6,12 +6,12 @@ import math
 import warnings
 from types import SimpleNamespace
 
-import benchmark_metrics
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import metrics as benchmark_metrics
 from medvlsm_jax.evaluation.metrics import overlap_metrics
 from medvlsm_jax.evaluation.surface import surface_metrics
 

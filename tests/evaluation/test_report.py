@@ -5,7 +5,8 @@ import math
 import pytest
 from case_lines import make_case
 
-from medvlsm_jax.evaluation.report import percent, summarise, summary_table, table
+from medvlsm_jax.evaluation.report import summarise, summary_table
+from medvlsm_jax.text import percent, table
 
 
 @pytest.fixture

@@ -12,13 +12,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from seeded_weights import seeded_pixels, seeded_state_dict, seeded_tensor
 
-from medvlsm_jax.models import create_model
+from medvlsm_jax.losses import LOSSES
+from medvlsm_jax.models import apply, create_model
 from medvlsm_jax.models.parameters import merge_model, split_model, undotted
-from medvlsm_jax.training import state as state_module
-from medvlsm_jax.training.losses import LOSSES
-from medvlsm_jax.training.optimizer import adamw, split_trained
-from medvlsm_jax.training.sharding import AXES, put_batch, tree_shardings
-from medvlsm_jax.training.state import make_train_step, new_state
+from medvlsm_jax.parallel.sharding import AXES, put_batch, tree_shardings
+from medvlsm_jax.training.freezing import split_trained
+from medvlsm_jax.training.step import adamw, make_train_step, new_state
 from medvlsm_jax.weights import from_torch, to_torch
 from medvlsm_jax.weights.convert import torch_leaf
 from medvlsm_jax.weights.tables import TABLES
@@ -97,7 +96,7 @@ def keep_gradients() -> optax.GradientTransformation:
 
 def test_training_of_the_decoder_follows_the_originals(original, monkeypatch):
     """Hugging Face runs its encoders without gradients, so its "all parameters" are the decoder's."""
-    monkeypatch.setattr(state_module, "normalize_pixels", lambda image, mean, std: image)  # they are, in the fixture
+    monkeypatch.setattr(apply, "normalize_pixels", lambda image, mean, std: image)  # they are, in the fixture
     model, arrays, expected = original
     mesh = Mesh(np.array(jax.devices()[:2]).reshape(2, 1), AXES)
     graphdef, params, stats = split_model(model)

@@ -17,8 +17,8 @@ from seeded_weights import seeded_pixels, seeded_state_dict
 from medvlsm_jax.models import PRESETS, abstract_model, create_model, override
 from medvlsm_jax.models.cnn import DepthwiseConv, upsample
 from medvlsm_jax.models.parameters import merge_model, split_model
-from medvlsm_jax.training.optimizer import set_training_mode
-from medvlsm_jax.training.sharding import AXES, batch_sharding, replicated
+from medvlsm_jax.parallel.sharding import AXES, batch_sharding, replicated
+from medvlsm_jax.training.freezing import set_training_mode
 from medvlsm_jax.weights import from_torch, to_torch
 
 pytestmark = pytest.mark.usefixtures("exact_matmul")

@@ -11,14 +11,14 @@ import pytest
 from flax import nnx
 from seeded_weights import seeded_pixels, seeded_state_dict
 
+from medvlsm_jax.losses import soft_dice
 from medvlsm_jax.models import create_model
 from medvlsm_jax.models.cris import CRIS
 from medvlsm_jax.models.cris_decoder import convolve_each, grid_positions, sine_positions
 from medvlsm_jax.models.cris_neck import add_coordinates
 from medvlsm_jax.models.parameters import count, merge_model, split_model, undotted
-from medvlsm_jax.training.losses import soft_dice
-from medvlsm_jax.training.optimizer import adamw
-from medvlsm_jax.training.sharding import batch_sharding, make_mesh, replicated
+from medvlsm_jax.parallel.sharding import batch_sharding, make_mesh, replicated
+from medvlsm_jax.training.step import adamw
 from medvlsm_jax.weights import from_torch, to_torch
 from medvlsm_jax.weights.convert import torch_leaf
 from medvlsm_jax.weights.tables import TABLES

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 from small_network import SMALL
 
 from medvlsm_jax import models
+from medvlsm_jax.checkpoints import checkpoints
 from medvlsm_jax.config import base_config
+from medvlsm_jax.parallel import sharding
 from medvlsm_jax.train import train
-from medvlsm_jax.training import checkpoints, sharding
 
 
 def mesh_of(devices: int) -> Callable[..., Mesh]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from medvlsm_jax.checkpoints.model_folder import load
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluate import default_config, evaluate
 from medvlsm_jax.predict import predict
 from medvlsm_jax.train import train
-from medvlsm_jax.training.checkpoints import load
 
 ROOT = Path(__file__).parents[2]
 HALF_WRITTEN = ("metrics.json", "cases.csv", "model.json", "checkpoints/*", "masks/*")

@@ -5,20 +5,20 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import benchmark_runs
-import benchmark_timing
-import benchmark_train
 import jax
 import numpy as np
 import pytest
 from absl import flags
 from benchmark import main
-from benchmark_runs import PyTorch, make_batch, our_step
 from flax import nnx
 from tqdm import tqdm
 
+from benchmarks import runs as benchmark_runs
+from benchmarks import timing as benchmark_timing
+from benchmarks import train as benchmark_train
+from benchmarks.runs import PyTorch, make_batch, our_step
 from medvlsm_jax import create_model
-from medvlsm_jax.data.annotations import load_records
+from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.errors import UserError
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from medvlsm_jax.config import base_config
-from medvlsm_jax.training.estimate import Estimate, Memory
-from medvlsm_jax.training.hardware import V5E
-from medvlsm_jax.training.hlo import Collective
-from medvlsm_jax.training.topology import Slice
+from medvlsm_jax.parallel.chips import V5E
+from medvlsm_jax.pods.estimate import Estimate, Memory
+from medvlsm_jax.pods.hlo import Collective
+from medvlsm_jax.pods.slices import Slice
 
 compile_for_pod = pytest.importorskip("compile_for_pod")
 

@@ -16,7 +16,7 @@ from check_continuation import Moment, Phase, check_end, choose_moments, differe
 from small_network import SMALL
 
 from medvlsm_jax import models
-from medvlsm_jax.training import interruption
+from medvlsm_jax.parallel import interruption
 
 SMALLEST = models.override(SMALL, {"text": {"depth": 0}, "vision": {"depth": 1}})  # each start compiles or reads it
 # Not what the tests of this process are told: one device is enough for a program of its own.

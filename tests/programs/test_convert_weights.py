@@ -11,10 +11,10 @@ from seeded_weights import seeded_state_dict
 
 import medvlsm_jax as mv
 from medvlsm_jax import models
-from medvlsm_jax.data.tokenizers import load_tokenizer
+from medvlsm_jax.checkpoints.model_folder import load_pretrained
+from medvlsm_jax.data.language.tokenizers import load_tokenizer
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models.parameters import split_model
-from medvlsm_jax.training.checkpoints import load_pretrained
 
 MODEL = "seeded"
 PARITY = Path(__file__).parents[1] / "data" / "parity" / "clipseg_tiny"

@@ -16,7 +16,7 @@ from processes import run_processes
 
 from medvlsm_jax import evaluate as evaluation
 from medvlsm_jax.data.images import open_image
-from medvlsm_jax.data.prompts import split_prompts
+from medvlsm_jax.data.language.prompts import split_prompts
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluate import default_config, evaluate, name_outputs
 from medvlsm_jax.evaluation.cases import CaseLog

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medvlsm_jax.data.annotate import describe
 from medvlsm_jax.data.cards import Card
+from medvlsm_jax.data.preparing.annotate import describe
 
 ROOT = Path(__file__).parents[2]
 CARD = Card("mine", targets=("polyp",))

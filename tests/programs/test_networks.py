@@ -13,6 +13,7 @@ from seeded_weights import seeded_state_dict
 
 import medvlsm_jax as mv
 from medvlsm_jax import models
+from medvlsm_jax.checkpoints.model_folder import load_pretrained, save_model
 from medvlsm_jax.config import base_config
 from medvlsm_jax.data.cards import CARDS
 from medvlsm_jax.errors import UserError
@@ -22,7 +23,6 @@ from medvlsm_jax.models import PRESETS
 from medvlsm_jax.models.parameters import split_model
 from medvlsm_jax.predict import predict
 from medvlsm_jax.train import train
-from medvlsm_jax.training.checkpoints import load_pretrained, save_model
 
 # Of the others, biomedclipseg_d_tiny has the sizes of biomedclipseg_tiny, and all other tests here train a CLIPSeg.
 TINY = ["biomedclipseg_tiny", "cris_tiny", "unet_tiny", "unetplusplus_tiny", "deeplabv3plus_tiny"]

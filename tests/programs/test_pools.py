@@ -11,7 +11,8 @@ from check_continuation import CLOCKED
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluate import default_config, evaluate
-from medvlsm_jax.train import read_split, train
+from medvlsm_jax.train import train
+from medvlsm_jax.training.inputs import read_split
 
 POOL = "one+two"
 
@@ -129,8 +130,8 @@ def test_a_field_that_does_not_fit_is_named(config, pool, tmp_path, field, value
 
 def test_a_store_gives_the_run_that_its_folder_gives(config, pool, tmp_path):
     pytest.importorskip("tensorflow_datasets")
-    from medvlsm_jax.data.arrayrecord_writer import write_store
     from medvlsm_jax.data.cards import Card
+    from medvlsm_jax.data.preparing.arrayrecord_writer import write_store
 
     for name in ("one", "two"):
         write_store(pool, Card(name), tmp_path / "stores", num_shards=2)

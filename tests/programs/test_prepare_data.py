@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from prepare_data import chosen_card, describe, list_cards, summary
 
-from medvlsm_jax.data.annotations import load_records
 from medvlsm_jax.data.cards import CARDS, Card
+from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.errors import UserError
 
 PROGRAM = Path(__file__).parents[2] / "tools" / "prepare_data.py"

@@ -16,11 +16,11 @@ import sweep as program
 
 from configs import clipseg, sweeps, unet
 from configs.sweeps import get_sweep
+from medvlsm_jax.config import as_json
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.sweeping.children import Children
 from medvlsm_jax.sweeping.devices import Share
 from medvlsm_jax.sweeping.runs import read_run, training_config
-from medvlsm_jax.training.start import as_json
 
 optuna = pytest.importorskip("optuna")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medvlsm_jax.writers import make_writers
+from medvlsm_jax.logs.writers import make_writers
 
 CONFIG = {"model": "clipseg", "mesh": {"data": -1, "fsdp": 1}}
 PICTURE = np.full((2, 3, 3), 7, np.uint8)

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 from check_continuation import read_log
 
-from medvlsm_jax import writers
-from medvlsm_jax.data.tokenizers import load_tokenizer
+from medvlsm_jax.checkpoints.arrays import abstract_arrays
+from medvlsm_jax.checkpoints.checkpoints import Checkpoints, Saved
+from medvlsm_jax.checkpoints.model_folder import load, load_pretrained, save_model
+from medvlsm_jax.data.language.tokenizers import load_tokenizer
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.logs import writers
 from medvlsm_jax.models.parameters import split_model
+from medvlsm_jax.parallel.sharding import make_mesh
 from medvlsm_jax.train import train
-from medvlsm_jax.training.checkpoints import Checkpoints, Saved, abstract_arrays, load, load_pretrained, save_model
-from medvlsm_jax.training.optimizer import adamw, split_trained
-from medvlsm_jax.training.sharding import make_mesh
+from medvlsm_jax.training.freezing import split_trained
+from medvlsm_jax.training.step import adamw
 
 STEPS = 8  # of the two epochs of `config`
 
@@ -302,7 +305,7 @@ def test_a_run_cannot_go_on_with_other_parameters_frozen(config, run_copy):
 
 
 def test_a_run_on_an_fsdp_mesh_continues_one_without(config, run_copy, monkeypatch, tmp_path):
-    from medvlsm_jax.training import sharding
+    from medvlsm_jax.parallel import sharding
 
     monkeypatch.setattr(
         sharding, "make_mesh", lambda *_: sharding.Mesh(np.array(jax.devices()).reshape(1, 8), sharding.AXES)

@@ -14,12 +14,12 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.writers import (
+from medvlsm_jax.logs.console import Progress
+from medvlsm_jax.logs.writers import (
     BackgroundWriter,
     CsvWriter,
     JsonlWriter,
     LineWriter,
-    Progress,
     TensorBoardWriter,
     Writers,
     make_writers,

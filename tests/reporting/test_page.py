@@ -8,16 +8,8 @@ from typing import Any
 
 import pytest
 
-from medvlsm_jax.reporting.page import (
-    Section,
-    cell,
-    document,
-    escape,
-    paragraph,
-    probe_finding,
-    table,
-    write_probe_page,
-)
+from medvlsm_jax.reporting.page import Section, cell, document, escape, paragraph, table
+from medvlsm_jax.reporting.probe_page import probe_finding, write_probe_page
 
 VOID = ("meta", "img", "br")
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.parallel.chips import H100
 from medvlsm_jax.training import monitor
-from medvlsm_jax.training.hardware import H100
 from medvlsm_jax.training.monitor import FiniteGuard, Meter, Profiler
 
 GOOD = {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)}

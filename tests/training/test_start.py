@@ -10,20 +10,15 @@ import pytest
 from flax import nnx
 
 from medvlsm_jax import models
-from medvlsm_jax.config import base_config
-from medvlsm_jax.data.tokenizers import load_tokenizer
+from medvlsm_jax.checkpoints.checkpoints import Checkpoints
+from medvlsm_jax.checkpoints.model_folder import write_description
+from medvlsm_jax.config import base_config, model_overrides, resolve_dtype
+from medvlsm_jax.data.language.tokenizers import load_tokenizer
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models.parameters import split_model
-from medvlsm_jax.training.checkpoints import Checkpoints, write_description
-from medvlsm_jax.training.sharding import tree_shardings
-from medvlsm_jax.training.start import (
-    Source,
-    find_source,
-    model_overrides,
-    new_progress,
-    resolve_dtype,
-    start_state,
-)
+from medvlsm_jax.parallel.sharding import tree_shardings
+from medvlsm_jax.training.progress import new_progress
+from medvlsm_jax.training.start import Source, find_source, start_state
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Models and train states on disk."""

@@ -1,0 +1,150 @@
+"""Models on disk, as folders that are converted, finetuned and loaded (`arrays.py` says what they hold)."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from medvlsm_jax import atomic
+from medvlsm_jax.checkpoints.arrays import ARRAYS, MODEL_FILE, abstract_arrays, check_fit, ocp
+from medvlsm_jax.checkpoints.checkpoints import CHECKPOINTS, FROZEN, Checkpoints
+from medvlsm_jax.data.language.tokenizers import Tokenizer, load_tokenizer
+from medvlsm_jax.errors import UserError
+from medvlsm_jax.models import NETWORKS, abstract_model, network_of, override
+from medvlsm_jax.models.network import Network, NetworkConfig
+from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
+from medvlsm_jax.parallel.sharding import make_mesh
+
+TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model from disk: its description and its arrays, sharded over a mesh."""
+
+    config: NetworkConfig
+    graphdef: nnx.GraphDef
+    arrays: Arrays
+    tokenizer: str  # a folder or a hub id
+
+    def model(self) -> Network:
+        """The model itself."""
+        return merge_model(self.graphdef, self.arrays)
+
+
+def write_description(folder: Path, config: NetworkConfig, tokenizer: Tokenizer | None) -> None:
+    """Writes model.json and, where given, the tokenizer's files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer is not None:
+        tokenizer.save(folder / TOKENIZER_FOLDER)
+    content = {"network": network_of(config), "config": dataclasses.asdict(config)}
+    atomic.write_text(folder / MODEL_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def read_description(folder: Path) -> tuple[str, NetworkConfig]:
+    """The network and the config of a model folder or a workdir; raises UserError when it is neither."""
+    path = folder / MODEL_FILE
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        network = content["network"]
+        return network, override(NETWORKS[network].config_class(), content["config"])
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} is no checkpoint: {path} is missing. Give a folder written by tools/convert_weights.py or the "
+            "--workdir of a training run"
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} describes no model of this version ({error!r})") from error
+
+
+def tokenizer_of(folder: Path, config: NetworkConfig) -> str:
+    """Where a model's tokenizer is: in its folder, else what its config names."""
+    packed = folder / TOKENIZER_FOLDER
+    return str(packed) if packed.is_dir() else config.tokenizer
+
+
+def load_model_tokenizer(name: str, config: NetworkConfig) -> Tokenizer | None:
+    """The tokenizer called `name`, a folder or a hub id; None for a network that reads no sentence.
+
+    Raises:
+        UserError: it cannot be loaded, or is not the one of the model.
+    """
+    if config.text is None:
+        return None
+    tokenizer = load_tokenizer(name, config.text.context_length, config.text.pad_token_id)
+    tokenizer.check(config.text.vocab_size, config.text.eos_token_id)
+    return tokenizer
+
+
+def save_model(folder: str | Path, model: Network, tokenizer: Tokenizer | None = None) -> None:
+    """Writes a model folder, whole or not at all; an older model folder of that name is replaced.
+
+    Raises:
+        UserError: the folder exists and is something else.
+    """
+    target = Path(folder).absolute()
+    # A workdir has a model.json too, but its arrays elsewhere: it must not be replaced.
+    is_model_folder = (target / MODEL_FILE).is_file() and (target / ARRAYS).is_dir()
+    if target.exists() and not is_model_folder and any(target.iterdir()):
+        raise UserError(f"{target} exists and is no model folder: choose another --output")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _, params, stats = split_model(model)
+    try:
+        write_description(temporary, model.config, tokenizer)
+        ocp.save(temporary / ARRAYS, {**params, **stats})
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: Any) -> Pretrained:
+    """Reads a model folder, or the best checkpoint of a workdir, straight onto the devices of a mesh.
+
+    Args:
+        folder: either of them.
+        mesh: the devices; all on `data` when it is not given.
+        **overrides: config fields to replace that leave the arrays' shapes alone (`dtype`, `image_size`, …).
+
+    Raises:
+        UserError: nothing of that kind is there.
+    """
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        raise UserError(
+            f"checkpoint folder {folder} does not exist; tools/convert_weights.py makes one of a PyTorch file or hub id"
+        )
+    _, config = read_description(folder)
+    config = override(config, overrides)
+    graphdef, params, stats = split_model(abstract_model(config))
+    abstract = abstract_arrays({**params, **stats}, mesh or make_mesh())
+    if (folder / ARRAYS).is_dir():
+        check_fit(folder / ARRAYS, ocp.metadata(folder / ARRAYS).metadata, abstract)
+        arrays = ocp.load(folder / ARRAYS, abstract)
+    else:
+        with Checkpoints(folder) as checkpoints:
+            arrays = checkpoints.load_arrays(checkpoints.best(), abstract)
+    return Pretrained(config, graphdef, arrays, tokenizer_of(folder, config))
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Changes with the files that `load_pretrained` reads, by their names, sizes and times; errors are those of it."""
+    folder = Path(folder).absolute()
+    parts = [folder / ARRAYS]
+    if not parts[0].is_dir():
+        with Checkpoints(folder) as checkpoints:
+            parts = [folder / CHECKPOINTS / str(checkpoints.best()), folder / FROZEN]
+    files = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
+    stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+
+def load(path: str | Path, **overrides: Any) -> Network:
+    """A converted or finetuned model from its folder; of a workdir, the checkpoint with the best validation Dice."""
+    return load_pretrained(path, **overrides).model()

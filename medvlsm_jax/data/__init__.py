@@ -1,0 +1,1 @@
+"""Records: what an annotation file, a card or a store says of images, masks and sentences."""

@@ -1,0 +1,1 @@
+"""From a raw download to images, masks, annotations and splits in one layout."""

@@ -1,0 +1,226 @@
+"""A raw download to `<data_dir>/<dataset>/{images,masks,anns}`, safely run twice or continued."""
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medvlsm_jax import atomic
+from medvlsm_jax.data.cards import SPLITS, Card
+from medvlsm_jax.data.integrity import is_colondb_copy
+from medvlsm_jax.data.preparing.annotate import annotate
+from medvlsm_jax.data.preparing.copying import write_files
+from medvlsm_jax.data.preparing.importers import find_items
+from medvlsm_jax.data.preparing.importers.item import Item, image_size
+from medvlsm_jax.data.preparing.published import find_published, match_published, read_entries, write_published
+from medvlsm_jax.data.preparing.records_csv import COLUMNS, SPACING
+from medvlsm_jax.data.preparing.splits import Leak, Row, assign_splits, drop_leaks, find_leaks
+from medvlsm_jax.errors import UserError
+
+SOURCE = "SOURCE.json"
+NOTE = "Prepared by medvlsm_jax.data.importers from a raw download."  # in folders of any age: it stays as it is
+ON_LEAK = ("error", "keep", "drop")
+
+
+def prepare(
+    card: Card,
+    raw: Path,
+    data_dir: Path,
+    *,
+    annotations: Path | None = None,
+    seed: int = 42,
+    workers: int | None = None,
+    on_leak: str = "error",
+    per_class: bool = False,
+    max_side: int = 0,
+) -> dict[str, int]:
+    """Brings a raw download into the layout that training and evaluation read.
+
+    A folder that is complete is left as it is, an unfinished one is continued. The download is only read.
+
+    Args:
+        card: of the dataset.
+        raw: the unpacked download, or the folder that holds it.
+        data_dir: receives the folder of the dataset.
+        annotations: folder of published annotation files, whose splits and prompts are taken over; without it the
+            splits are those of the download, or drawn by patient or sequence, and the prompts are made from the masks.
+        seed: of the splits.
+        workers: processes; by default one for each core.
+        on_leak: what to do about a patient or an image in two splits: `error`, `keep`, or `drop` the training copies.
+        per_class: an object for each class of an image rather than one for all (BKAI).
+        max_side: larger images are shrunk to it, in pixels; 0 leaves them as found.
+
+    Returns:
+        The number of records of each split.
+
+    Raises:
+        UserError: the download or the annotations are not what they should be, splits leak, or the folder holds
+            something else.
+    """
+    if on_leak not in ON_LEAK:
+        raise UserError(f"--on_leak={on_leak}: choose one of {', '.join(ON_LEAK)}")
+    if per_class and annotations is not None:
+        raise UserError("--per_class: the published records are about all polyps of an image; leave out --annotations")
+    folder = data_dir / card.name
+    check_apart(raw, folder)
+    items = find_items(raw, card, per_class=per_class)
+    if annotations is not None and is_copy_of_colondb(annotations, card):
+        print(f"warning: the published records of {card.name} are CVC-ColonDB's: its own are made from its images")
+        annotations = None
+    files = {
+        "note": NOTE,
+        "dataset": card.name,
+        "importer": card.importer,
+        "per_class": per_class,
+        "max_side": max_side,
+    }
+    splits = {"annotations": "published" if annotations else "generated", "seed": seed, "on_leak": on_leak}
+    if finished := claim(folder, files, splits):
+        return finished
+    digests, masks = write_files(items, folder, card.subfolder, max_side=max_side, workers=workers)
+    images = folder / "images" / card.subfolder
+    rows = [row_of(item, digests, images) for item in items if item.mask in masks]
+    rows = match_published(annotations, card, rows) if annotations else draw_splits(rows, card, seed)
+    rows = settle_leaks(rows, on_leak, is_published=annotations is not None)
+    atomic.write_csv(folder / "records.csv", csv_rows(rows))
+    shutil.rmtree(folder / "anns", ignore_errors=True)  # of an earlier run that was cut off
+    if annotations:
+        write_published(folder, rows)
+    else:
+        annotate(folder, card, workers=workers)
+    counts = Counter(row.split for row in rows)
+    records = {split: counts[split] for split in SPLITS}
+    terms = {"licence": card.licence, "citation": card.citation, "download": card.download}
+    write_source(folder, files | splits | {"records": records} | terms)
+    return records
+
+
+# --- The folder ------------------------------------------------------------------------------------------------------
+
+
+def check_apart(raw: Path, folder: Path) -> None:
+    """Raises a UserError when the dataset's folder would lie in the download or be it."""
+    raw, folder = raw.resolve(), folder.resolve()
+    if folder.is_relative_to(raw):
+        raise UserError(f"--data_dir would put {folder} into the download {raw}: choose a folder outside of it")
+
+
+def claim(folder: Path, files: Mapping[str, Any], splits: Mapping[str, Any]) -> dict[str, int]:
+    """Marks a new folder as ours; of a complete one, returns the records of its splits.
+
+    Raises:
+        UserError: the folder is of other origin or was prepared with other options.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another --data_dir") from error
+    if not any(folder.iterdir()):
+        write_source(folder, files)
+    found = read_source(folder)
+    if found.get("note") != NOTE:
+        raise UserError(f"{folder} was not made by this program: move it away or choose another --data_dir")
+    wanted = {**files, **splits} if "records" in found else files
+    if other := [f"{key}={found.get(key)}" for key, value in wanted.items() if found.get(key) != value]:
+        raise UserError(
+            f"{folder} was prepared with {', '.join(other)}: give the same options, or remove it or choose another "
+            "--data_dir"
+        )
+    return found.get("records", {})
+
+
+def read_source(folder: Path) -> dict[str, Any]:
+    """What SOURCE.json says; empty where there is none."""
+    try:
+        found = json.loads((folder / SOURCE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_source(folder: Path, values: Mapping[str, Any]) -> None:
+    """Writes SOURCE.json."""
+    atomic.write_text(folder / SOURCE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+# --- Rows ------------------------------------------------------------------------------------------------------------
+
+
+def row_of(item: Item, digests: Mapping[str, str], images: Path) -> Row:
+    """The line of records.csv of an object whose image is written."""
+    known = {"digest": digests[item.image], "spacing": find_spacing(item, images / item.image)}
+    return Row(item.image, item.mask, item.split, item.group, item.target, item.attributes, **known)
+
+
+def find_spacing(item: Item, path: Path) -> tuple[float, float] | None:
+    """Millimetres of a pixel of the written image, down and across, to six digits; None where they are not known."""
+    if item.read_extent is None:
+        return None
+    (down, across), (width, height) = item.read_extent(), image_size(path)
+    return float(f"{down / height:.6g}"), float(f"{across / width:.6g}")
+
+
+def draw_splits(rows: Sequence[Row], card: Card, seed: int) -> list[Row]:
+    """The rows with the splits of the download, or drawn where it has none.
+
+    Other images that are copies of one in a split of the download are left out: that split stays as it was published.
+    """
+    fixed = [row.split for row in rows]
+    splits = assign_splits(
+        [row.group for row in rows], card.counts, seed, images=[row.digest for row in rows], fixed=fixed
+    )
+    kept = [row for row in rows if row.split or splits[row.group] not in fixed]
+    if copies := len(rows) - len(kept):
+        print(
+            f"{copies} records are left out, whose images the download has in {' or '.join(set(fixed) - {''})} as well"
+        )
+    return [dataclasses.replace(row, split=row.split or splits[row.group]) for row in kept]
+
+
+def is_copy_of_colondb(annotations: Path, card: Card) -> bool:
+    """Whether the published test records of another dataset are those of CVC-ColonDB."""
+    path = find_published(annotations, card).get("test")
+    return card.name != "colondb_polyp" and path is not None and is_colondb_copy(read_entries(path))
+
+
+def settle_leaks(rows: Sequence[Row], on_leak: str, *, is_published: bool) -> list[Row]:
+    """The rows that stay when what lies in two splits is kept, dropped or an error.
+
+    Published splits may have frames of one video in several: that is how they were drawn, so it is said, and no error.
+    """
+    leaks = find_leaks(rows)
+    if is_published and (parted := [leak for leak in leaks if leak.is_sequence]):
+        print(f"warning: the published splits part frames: {len(parted)} sequences are in several of them")
+        leaks = [leak for leak in leaks if not leak.is_sequence]
+    if not leaks:
+        return list(rows)
+    if on_leak == "error":
+        raise UserError(f"{summary(leaks)}: give --on_leak=drop to leave out the training copies, or --on_leak=keep")
+    kept = drop_leaks(rows, leaks) if on_leak == "drop" else list(rows)
+    action = f"{len(rows) - len(kept)} records are left out" if on_leak == "drop" else "they are kept"
+    print(f"warning: {summary(leaks)}; {action}")
+    return kept
+
+
+def summary(leaks: Sequence[Leak]) -> str:
+    """The first leaks in words, and how many there are."""
+    more = f" and {len(leaks) - 3} more" if len(leaks) > 3 else ""
+    return f"splits are not apart: {'; '.join(map(str, leaks[:3]))}{more}"
+
+
+def csv_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """The lines of records.csv: the columns of every dataset, then the spacing and the attributes that this one has."""
+    attributes = dict.fromkeys(key for row in rows for key in row.attributes)
+    spacing = [SPACING] if any(row.spacing for row in rows) else []
+    lines = [
+        [
+            *(getattr(row, column) for column in COLUMNS),
+            *("x".join(map(str, row.spacing or ())) for _ in spacing),
+            *(row.attributes.get(key, "") for key in attributes),
+        ]
+        for row in rows
+    ]
+    return [[*COLUMNS, *spacing, *attributes], *lines]

@@ -1,0 +1,142 @@
+"""The records of a dataset's folder before they have prompts: files, splits, classes and what no mask can tell."""
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medvlsm_jax.data.annotations import parse_record, parse_spacing
+from medvlsm_jax.data.cards import SPLITS, Card
+from medvlsm_jax.data.files import read_csv, read_json
+from medvlsm_jax.data.integrity import is_colondb_copy
+from medvlsm_jax.data.language.attributes import MEASURED
+from medvlsm_jax.data.language.grammars import attributes_of
+from medvlsm_jax.data.preparing.importers.folders import match_mask
+from medvlsm_jax.data.preparing.importers.layout import list_images, lonely
+from medvlsm_jax.data.preparing.splits import Row, assign_splits
+from medvlsm_jax.errors import UserError
+
+BACKUP = "anns.published"  # what was in anns/ before this program first wrote there
+COLUMNS = ("image", "mask", "split", "group", "target")  # of records.csv, before those of attributes
+SPACING = "spacing"  # a column that only some have, between them: mm of a pixel down and across, 0.31x0.15
+SEED = 42  # of the splits of a folder that has none
+
+
+def find_rows(folder: Path, card: Card, annotated: Sequence[Row]) -> list[Row]:
+    """The records of a dataset with what no mask can tell: of its records.csv, else of its annotations, else paired."""
+    if (folder / "records.csv").is_file():
+        return read_rows(folder / "records.csv")
+    if not annotated:
+        return pair_files(folder, card)
+    return [dataclasses.replace(row, attributes=unmeasured(row)) for row in annotated]
+
+
+def unmeasured(row: Row) -> dict[str, str]:
+    """The words of an annotated record that no mask can tell; its class is the card's, which may have changed."""
+    words = {name: word for name, word in row.attributes.items() if name not in MEASURED}
+    return words | ({"class": row.target} if row.target else {})
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The lines of records.csv that are in a split."""
+    rows = []
+    for i, line in enumerate(read_csv(path), start=2):
+        if missing := [column for column in COLUMNS if column not in line]:
+            raise UserError(f"{path} has no column {missing[0]!r}: tools/prepare_data.py writes it")
+        words = {name: word for name, word in line.items() if name not in (*COLUMNS, SPACING) and word}
+        words = {"class": line["target"], **words} if line["target"] else words
+        spacing = read_spacing(line.get(SPACING, ""), f"{path}, line {i}")
+        cells = [line[column] for column in COLUMNS]
+        rows.append(Row(*cells, attributes=words, spacing=spacing))
+    return [row for row in rows if row.split in SPLITS]
+
+
+def read_spacing(text: str, where: str) -> tuple[float, float] | None:
+    """A cell of the column `spacing`; raises UserError when it is not empty and no two positive numbers."""
+    try:
+        return parse_spacing([float(number) for number in text.split("x")] if text else None, where)
+    except ValueError as error:
+        raise UserError(
+            f"{where}: spacing {text!r} is not of the form 0.31x0.15, mm of a pixel down and across"
+        ) from error
+
+
+def read_annotated(folder: Path, card: Card) -> list[Row]:
+    """The records of a folder's annotations with all their words: those that it came with, else those made here.
+
+    Those published for CVC-300 do not count, for they are about the images of ColonDB.
+    """
+    anns, backup = folder / "anns", folder / BACKUP
+    rows = []
+    for split in SPLITS:
+        path = (backup if backup.is_dir() and is_ours(anns) else anns) / f"{split}.json"
+        entries = read_entries(path)
+        if card.name == "cvc300_polyp" and is_colondb_copy(entries):
+            continue
+        for i, entry in enumerate(entries):
+            record = parse_record(entry, card, folder, f"{path}, record {i}")
+            words = attributes_of(record)
+            names = (entry["img_name"], entry["mask_name"])
+            known = {"spacing": record.spacing, "entry": entry}
+            rows.append(Row(*names, split, record.group, record.target, words, **known))
+    return rows
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """The records of an annotation file; none where there is no file."""
+    entries = read_json(path) if path.exists() else []
+    if not isinstance(entries, list):
+        raise UserError(f"{path} holds no list of records: check that the annotations were written whole")
+    return entries
+
+
+def pair_files(folder: Path, card: Card) -> list[Row]:
+    """A record for each image and the mask of its name, in splits that are drawn by image, copies together."""
+    bases = [folder / kind / card.subfolder for kind in ("images", "masks")]
+    images, masks = (list_images(base) for base in bases)
+    if not images:
+        raise UserError(f"{bases[0]} holds no images: check --data_dir and --dataset")
+    by_lower = {stem.lower(): stem for stem in masks}
+    pairs = {stem: match_mask(stem, by_lower) for stem in sorted(images)}
+    if missing := [images[stem].name for stem, mask in pairs.items() if mask is None]:
+        raise lonely(f"{bases[1]} has no mask for images of {bases[0]}", missing)
+    digests = [hashlib.sha256(images[stem].read_bytes()).hexdigest() for stem in pairs]
+    splits = assign_splits(list(pairs), card.counts, SEED, images=digests)
+    target = card.targets[0] if len(card.targets) == 1 else ""
+    rows = []
+    for stem, mask in pairs.items():
+        image_name = images[stem].relative_to(bases[0]).as_posix()
+        mask_name = masks[mask or ""].relative_to(bases[1]).as_posix()
+        rows.append(Row(image_name, mask_name, splits[stem], stem, target, {"class": target} if target else {}))
+    return rows
+
+
+def is_ours(anns: Path) -> bool:
+    """Whether this program wrote the annotations in a folder, or nobody."""
+    return all(has_words(entry) for split in SPLITS for entry in read_entries(anns / f"{split}.json"))
+
+
+def has_words(entry: Any) -> bool:
+    """Whether a record of an annotation file has its attributes, as only this program writes them."""
+    return isinstance(entry, dict) and "attributes" in entry
+
+
+def back_up(folder: Path) -> None:
+    """Moves annotations of other origin out of the way.
+
+    Raises:
+        UserError: their place is taken by others.
+    """
+    if is_ours(folder / "anns"):
+        return
+    if (folder / BACKUP).exists():
+        raise UserError(
+            f"{folder / 'anns'} is not of this program, and {folder / BACKUP} is there already: move one of them away"
+        )
+    temporary = folder / f".{BACKUP}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(folder / "anns", temporary)
+    temporary.rename(folder / BACKUP)
+    print(f"the annotations found in {folder / 'anns'} are kept in {folder / BACKUP}")

@@ -1,0 +1,212 @@
+"""Records to batches with grain: which example is read at step s is a pure function of (seed, s).
+
+The stream of training examples is one shuffled pass over the records after another, without a gap: batches are always
+full and may straddle two passes. Every process reads its own rows of each batch, so the same batch is put together
+whatever the number of hosts.
+"""
+
+import dataclasses
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from grain.multiprocessing import SharedMemoryArray
+
+from medvlsm_jax.data.annotations import Record
+from medvlsm_jax.data.language.conditions import Variant
+from medvlsm_jax.data.language.prompts import choose_prompt
+from medvlsm_jax.data.language.tokenizers import Tokenizer
+from medvlsm_jax.data.reading.cache import ExampleCache, read_pair
+from medvlsm_jax.data.reading.feature_cache import FeatureCache
+from medvlsm_jax.processes import follow_program
+
+Batch = dict[str, Any]  # name -> numpy array
+Row = tuple[int, int, bool]  # index of a record, number of the pass, false for what only fills up the last batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Decodes, resizes and tokenises records, a batch at a time.
+
+    Attributes:
+        records: what indices refer to.
+        tokenizer: sentences to ids; None for a network that reads none.
+        prompt: the prompt type.
+        image_size: side of the square, in pixels.
+        seed: of the draws among phrasings; None takes the first (evaluation).
+        classes: of a network with several outputs; each record is of one of them (`check_classes`).
+        cache: of decoded and resized images and masks.
+        features: of what frozen encoders make of images and sentences; its rows are added where it has them.
+        variants: sentences by the name of a condition; they are read in place of those of the prompt type.
+    """
+
+    records: Sequence[Record]
+    tokenizer: Tokenizer | None
+    prompt: str
+    image_size: int
+    seed: int | None = None
+    classes: tuple[str, ...] = ()
+    cache: ExampleCache | None = None
+    features: FeatureCache | None = None
+    variants: Mapping[str, Sequence[Variant]] | None = None
+
+    def sentence(self, index: int, epoch: int = 0) -> str:
+        """The sentence of a record in one pass over the data."""
+        rng = None if self.seed is None else np.random.default_rng((self.seed, epoch, index))
+        return choose_prompt(self.records[index], self.prompt, rng)
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """The batch of these rows; images (B, S, S, 3) and masks (B, S, S, 1), 0 or 1, are uint8."""
+        indices, size = [index for index, _, _ in rows], self.image_size
+        batch: Batch = {
+            "image": new_array((len(rows), size, size, 3)),
+            "mask": new_array((len(rows), size, size, 1)),
+            "index": np.array(indices, np.int32),
+            "valid": np.array([valid for _, _, valid in rows]),
+        }
+        load = read_pair if self.cache is None else self.cache.load
+        for index, image, mask in zip(indices, batch["image"], batch["mask"], strict=True):
+            load(self.records[index], image, mask)
+        if self.variants is None:
+            batch |= self.tokens([self.sentence(index, epoch) for index, epoch, _ in rows])
+        else:
+            batch["variants"] = {
+                name: [self.variant_batch(variant, indices) for variant in variants]
+                for name, variants in self.variants.items()
+            }
+        if self.classes:
+            batch["class_index"] = np.array([self.classes.index(self.records[i].target) for i in indices], np.int32)
+        if self.features is not None:
+            self.features.look_up(batch, [self.records[index] for index in indices], new_array)
+        return batch
+
+    def tokens(self, sentences: Sequence[str]) -> Batch:
+        """Ids and mask (B, T) of sentences; nothing for a network that reads none."""
+        if self.tokenizer is None:
+            return {}
+        parts = zip(*(self.tokenizer(sentence) for sentence in sentences), strict=True)
+        return dict(zip(("input_ids", "attention_mask"), map(np.stack, parts), strict=True))
+
+    def variant_batch(self, variant: Variant, indices: Sequence[int]) -> Batch:
+        """The tokens and weights of these records in a variant."""
+        weights = np.array([variant.weights[index] for index in indices], np.float32)
+        return {"weight": weights, **self.tokens([variant.sentences[index] for index in indices])}
+
+
+def steps_per_epoch(num_records: int, batch_size: int) -> int:
+    """Full batches in one pass; what is left over opens the next one, so no image is skipped."""
+    return max(1, num_records // batch_size)
+
+
+def train_batches(
+    loader: Loader,
+    batch_size: int,
+    *,
+    seed: int,
+    weights: Mapping[str, float] | None = None,
+    first_step: int = 0,
+    last_step: int | None = None,
+    process: tuple[int, int] = (0, 1),
+    num_workers: int = 0,
+    num_threads: int = 8,
+) -> grain.DatasetIterator[Batch]:
+    """Shuffled batches of this process's share, from `first_step` up to `last_step` or without an end.
+
+    Args:
+        loader: reads one record.
+        batch_size: of all processes together; a multiple of their number.
+        seed: of the order.
+        weights: share of each dataset among the examples (`pools.mixing_weights`); none: every record once a pass.
+        first_step: the step whose batch comes first.
+        last_step: the number of steps of the whole run, so that nothing is read in vain.
+        process: this process's number and how many there are; their rows one after another make the batch.
+        num_workers: worker processes; 0 reads in threads of this process.
+        num_threads: threads in each of them.
+    """
+    order = training_order(loader.records, seed, weights)
+    end = sys.maxsize // batch_size if last_step is None else max(first_step, last_step)
+    steps = grain.MapDataset.range(first_step, end)
+    own = own_rows(batch_size, process)
+    batches = steps.map(lambda step: loader([(*order[step * batch_size + row], True) for row in own]))
+    return read(batches, num_workers, num_threads)
+
+
+def batch_records(
+    loader: Loader, batch_size: int, step: int, weights: Mapping[str, float] | None = None
+) -> list[Record]:
+    """The records of all rows of the batch that is read at a step, by the loader's seed."""
+    order = training_order(loader.records, loader.seed or 0, weights)
+    return [loader.records[order[step * batch_size + row][0]] for row in range(batch_size)]
+
+
+def training_order(records: Sequence[Record], seed: int, weights: Mapping[str, float] | None = None) -> Any:
+    """Position in the endless stream of examples -> (index of the record, number of the pass), random access."""
+    if not weights:
+        return shuffled_passes(range(len(records)), seed)
+    members = [[i for i, record in enumerate(records) if record.dataset == dataset] for dataset in weights]
+    passes = [shuffled_passes(indices, (seed + i) % 2**32) for i, indices in enumerate(members)]
+    return grain.MapDataset.mix(passes, list(weights.values()))
+
+
+def shuffled_passes(indices: Sequence[int], seed: int) -> grain.MapDataset[tuple[int, int]]:
+    """Endless passes over the indices, each in another order."""
+    passes = grain.MapDataset.source(indices).seed(seed).shuffle().repeat()
+    return passes.map_with_index(lambda position, index: (index, position // len(indices)))
+
+
+def own_rows(batch_size: int, process: tuple[int, int]) -> range:
+    """Which rows of each batch a process reads: one block, for its devices hold them so."""
+    rank, processes = process
+    share = batch_size // processes
+    return range(rank * share, (rank + 1) * share)
+
+
+def eval_batches(
+    loader: Loader,
+    batch_size: int,
+    *,
+    first_step: int = 0,
+    process: tuple[int, int] = (0, 1),
+    num_workers: int = 0,
+    num_threads: int = 8,
+) -> grain.DatasetIterator[Batch]:
+    """Every record once, in order, from a step on; copies of the last one, marked invalid, fill up the last batch.
+
+    All processes yield the same number of batches. Arguments are those of `train_batches`.
+    """
+    count, own = len(loader.records), own_rows(batch_size, process)
+
+    def rows(step: int) -> list[Row]:
+        positions = [step * batch_size + row for row in own]
+        return [(min(position, count - 1), 0, position < count) for position in positions]
+
+    steps = grain.MapDataset.range(first_step, -(-count // batch_size))
+    return read(steps.map(lambda step: loader(rows(step))), num_workers, num_threads)
+
+
+def read(batches: grain.MapDataset[Batch], num_workers: int, num_threads: int) -> grain.DatasetIterator[Batch]:
+    """Reads a few batches ahead, each in a thread of its own; worker processes take every so many-th batch.
+
+    Close the iterator when done: grain's threads and processes can hang the program's end otherwise (grain#1196).
+    """
+    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
+    if num_workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), tie_to_program)
+    return iter(dataset)
+
+
+IN_WORKER = threading.Event()  # set in worker processes
+
+
+def new_array(shape: tuple[int, ...]) -> np.ndarray:
+    """Bytes to be filled; in a worker process in memory that the program shares, where grain would else copy them."""
+    return SharedMemoryArray(shape, np.uint8) if IN_WORKER.is_set() else np.empty(shape, np.uint8)
+
+
+def tie_to_program(_worker: int, _num_workers: int) -> None:
+    """What grain calls in a worker process as it starts."""
+    IN_WORKER.set()
+    follow_program()

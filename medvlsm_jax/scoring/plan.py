@@ -1,0 +1,129 @@
+"""What an evaluation is asked for, and what its numbers depend on."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from medvlsm_jax.checkpoints.model_folder import Pretrained, fingerprint
+from medvlsm_jax.data.annotations import Record, select_target
+from medvlsm_jax.data.cards import JOIN, split_members
+from medvlsm_jax.data.facts import default_cache
+from medvlsm_jax.data.groups import cluster_of, groups_of
+from medvlsm_jax.data.integrity import verify
+from medvlsm_jax.data.language.conditions import Conditions, perturbed_conditions, prompt_conditions, split_ensemble
+from medvlsm_jax.data.loading import load_split
+from medvlsm_jax.data.reading.cache import stamp
+from medvlsm_jax.errors import UserError
+from medvlsm_jax.evaluation import files
+from medvlsm_jax.evaluation.probes import probed_name
+from medvlsm_jax.evaluation.report import Summary
+from medvlsm_jax.models import network_of
+
+VERSION = 1  # raise it when the same command gives other numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is evaluated besides Dice, IoU, precision and recall at the model's resolution.
+
+    Attributes:
+        split: train, val or test.
+        save_masks: write masks, probabilities and overlays at the images' own sizes.
+        original_size: score the masks at the images' own sizes too, by HD95 and NSD as well.
+        tolerance: of NSD, in mm where a dataset's pixel spacing is known, else in pixels.
+        curves: Dice and IoU by threshold, and the calibration of the probabilities.
+        probe: perturb the sentences, to see whether the model uses them.
+        ensemble: average over `sentences` (all phrasings), `flips` (the mirror image, with left and right exchanged in
+            its sentence), or both, joined by `+`.
+        num_pictures: best, median and worst cases to draw for each dataset and prompt type.
+    """
+
+    split: str = "test"
+    save_masks: bool = False
+    original_size: bool = True
+    tolerance: float = 2.0
+    curves: bool = False
+    probe: bool = False
+    ensemble: str = ""
+    num_pictures: int = 3
+
+
+def check_options(options: Options) -> None:
+    """Raises a UserError when options make no sense, or not together."""
+    if not 0 <= options.tolerance < math.inf or options.num_pictures < 0:
+        raise UserError("--tolerance and --num_pictures must be 0 or larger numbers")
+    if split_ensemble(options.ensemble) and options.probe:
+        raise UserError("--probe compares single sentences: leave out --ensemble")
+
+
+def read_sets(
+    config: ml_collections.ConfigDict, datasets: Sequence[str], prompts: Sequence[str], split: str, output: Path
+) -> dict[str, list[Record]]:
+    """The records of each dataset that has any of the class asked for; raises UserError when none has."""
+    cards = split_members(JOIN.join(datasets), split)
+    if not cards:
+        raise UserError(f"--dataset={','.join(datasets)} has no dataset for --split={split}: name some in its card")
+    found = {card.name: load_split(config.data_dir, card, split) for card in cards}
+    select_target([record for records in found.values() for record in records], config.target)
+    selected = {name: select_target(records, config.target, is_required=False) for name, records in found.items()}
+    cache = default_cache(config.data_dir)
+    sets = {}
+    for name, records in selected.items():
+        report = output / "findings" / f"{name}.csv" if jax.process_index() == 0 else None
+        if records:
+            sets[name] = verify(records, *prompts, on_bad=config.data.on_bad, cache=cache, report=report)
+    return sets
+
+
+def make_conditions(records: Sequence[Record], prompts: Sequence[str], options: Options) -> Conditions:
+    """What is asked of the records of one dataset, by name: the prompt types, each with its perturbations."""
+    found: Conditions = {}
+    for prompt in prompts:
+        found |= prompt_conditions(records, [prompt], split_ensemble(options.ensemble))
+        if options.probe:
+            perturbed = perturbed_conditions(records, prompt)
+            found |= {probed_name(prompt, name): variants for name, variants in perturbed.items()}
+    return found
+
+
+def describe_settings(
+    config: ml_collections.ConfigDict,
+    checkpoint: str | Path,
+    source: Pretrained,
+    sets: Mapping[str, Sequence[Record]],
+    conditions: Mapping[str, Conditions],
+    options: Options,
+) -> dict[str, Any]:
+    """All that the numbers depend on: an evaluation goes on, or is kept, as long as it stays the same."""
+    digest = hashlib.sha256()
+    for dataset, records in sets.items():
+        for record in records:
+            about = (record.name, record.target, record.spacing, groups_of(record), cluster_of(record))
+            digest.update(repr((stamp(record.image), stamp(record.mask), about)).encode())
+        digest.update(repr((dataset, conditions[dataset])).encode())
+    model = {"network": network_of(source.config), **dataclasses.asdict(source.config)}
+    return {
+        "version": VERSION,
+        "checkpoint": fingerprint(checkpoint),
+        "tokenizer": config.tokenizer,
+        "records": digest.hexdigest(),
+        "model": hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest(),
+        **dataclasses.asdict(options),
+    }
+
+
+def read_done(output: Path, settings: Mapping[str, Any]) -> Summary | None:
+    """The summary in a folder whose evaluation is finished and of these settings."""
+    try:
+        done = json.loads((output / files.EVALUATION).read_text("utf-8"))
+        is_same = done["settings"] == json.loads(json.dumps(settings))
+        return json.loads((output / files.METRICS).read_text("utf-8")) if is_same else None
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,1 @@
+"""Many runs: grids, the paper's experiments, and searches."""
