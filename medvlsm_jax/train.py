@@ -7,6 +7,7 @@ weights. Exit status: 0 done, 75 stopped by a signal and saved (run it again), 1
 """
 
 import contextlib
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,41 +15,28 @@ from typing import Any
 import jax
 import ml_collections
 from absl import flags
-from flax import nnx
 from ml_collections import config_flags
 
 from medvlsm_jax import atomic
-from medvlsm_jax.checkpoints.checkpoints import Checkpoints, Saved
+from medvlsm_jax.check_run import check_run
+from medvlsm_jax.checkpoints.checkpoints import Checkpoints
 from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, write_description
-from medvlsm_jax.config import as_json, check_numbers, reader_options
-from medvlsm_jax.data.annotations import check_classes, targets_of
-from medvlsm_jax.data.arrayrecord import check_stored_size
-from medvlsm_jax.data.reading.cache import open_cache
-from medvlsm_jax.data.reading.pipeline import Loader, batch_records, steps_per_epoch, train_batches
-from medvlsm_jax.data.reading.pools import mixing_weights
 from medvlsm_jax.errors import UserError, run_program
-from medvlsm_jax.logs.console import Progress
-from medvlsm_jax.logs.writers import split_names
 from medvlsm_jax.losses import find_loss
 from medvlsm_jax.models import abstract_model
-from medvlsm_jax.models.summary import model_table, training_flops
+from medvlsm_jax.models.apply import Batch
+from medvlsm_jax.models.summary import model_table
 from medvlsm_jax.parallel import sharding
 from medvlsm_jax.parallel.distributed import start_jax
 from medvlsm_jax.parallel.interruption import catch_signals, leave
-from medvlsm_jax.scoring.frozen_encoder import FrozenEncoder
-from medvlsm_jax.scoring.validation import (
-    Interrupted,
-    eval_batch_size,
-    make_eval_step,
-    validate,
-)
-from medvlsm_jax.training.freezing import freezing
-from medvlsm_jax.training.inputs import feature_entries, read_split
-from medvlsm_jax.training.monitor import FiniteGuard, Meter, Profiler
-from medvlsm_jax.training.progress import RunProgress, schedule_factor
-from medvlsm_jax.training.reports import describe, open_writers
-from medvlsm_jax.training.start import find_source, start_state, training_graph
-from medvlsm_jax.training.step import TrainState, abstract_batch, adamw, make_train_step
+from medvlsm_jax.scoring.validation import open_validation
+from medvlsm_jax.training.inputs import open_inputs
+from medvlsm_jax.training.loop import loop
+from medvlsm_jax.training.progress import RunProgress, Timetable, find_learning_rate
+from medvlsm_jax.training.reports import first_lines, open_report
+from medvlsm_jax.training.run import Run
+from medvlsm_jax.training.start import find_source, start_state, to_save, training_graph
+from medvlsm_jax.training.step import TrainState, TrainStep, abstract_batch, make_optimizer, make_train_step
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, float]:
@@ -65,190 +53,108 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         UserError: something in the config, the data or the workdir does not fit.
         SystemExit: SIGTERM or Ctrl-C came; a checkpoint was written first.
     """
+    workdir = Path(workdir)
     start_jax(config)
     with contextlib.ExitStack() as stack:
-        # --- Devices and input ---------------------------------------------------------------------------------------
         interruption = stack.enter_context(catch_signals())
-        workdir = Path(workdir)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-        sharding.check_batch_size(config.batch_size, mesh, config.accumulation)
-        reading_options = reader_options(config.data)
-        check_numbers(config)
-        profiler = Profiler(config.profile, workdir)
-        split_names(config.writers)
-        train_records = read_split(config, "train", workdir)
-        val_records = read_split(config, "val", workdir, is_required=False)
-        weights = mixing_weights(train_records, config.pool.weights, config.pool.temperature)
-        epoch_steps = steps_per_epoch(len(train_records), config.batch_size)
-        total_steps = config.num_epochs * epoch_steps
-        last_step = min(total_steps, config.max_steps or total_steps)
-
-        # --- Model and state -----------------------------------------------------------------------------------------
+        is_asked_to_stop = functools.partial(interruption.is_heard, mesh)
+        sets = check_run(config, workdir, mesh)
         checkpoints = stack.enter_context(Checkpoints(workdir, is_writer=True))
-        source = find_source(config, workdir, checkpoints.latest(), targets_of(train_records))
-        check_classes([*train_records, *val_records], source.config.classes)
-        check_stored_size([*train_records, *val_records], source.config.image_size)
-        tokenizer = load_model_tokenizer(source.tokenizer, source.config)
-        optimizer = adamw(weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
-        loss = find_loss(config.loss)
-        state, progress = start_state(config, source, optimizer, mesh, checkpoints)
-        first_step = int(state.step)
-        checkpoints.check_room(to_save(state, progress.to_json(), config), state.frozen)
-        process = (jax.process_index(), jax.process_count())
-        if process[0] == 0:
-            # What a continued run has written already is left alone: it may be killed while it writes.
-            write_description(workdir, source.config, None if source.kind == "checkpoint" else tokenizer)
-            atomic.write_text(workdir / "config.json", config.to_json_best_effort(indent=1) + "\n")
-            counts = (len(train_records), len(val_records))
-            print(model_table(abstract_model(source.config), state.trained))
-            print(describe(config, source, mesh, counts, (first_step, total_steps)))
-        if source.kind != "checkpoint":
-            checkpoints.save_frozen(state.frozen)
+        source = find_source(config, workdir, checkpoints.latest(), [sets.train, sets.val])
+        run = Run(config, workdir, mesh, sets, source)
+        state, progress = start_state(config, source, mesh, checkpoints)
+        step = int(state.step)
+        begin(run, state, progress, checkpoints)
+        timetable = Timetable(run.epoch_steps, run.last_step, config.checkpoint_every_steps, bool(sets.val), progress)
+        if timetable.is_over(step) and not timetable.is_validation_due(step):
+            check_went_on(run, step)
+            return result(step, progress)
 
-        def is_over(step: int) -> bool:
-            return step >= last_step or progress.early_stopping.should_stop(step // epoch_steps)
-
-        def is_due_for_validation(step: int) -> bool:
-            return bool(val_records) and step > progress.validated and step % epoch_steps == 0
-
-        if is_over(first_step) and not is_due_for_validation(first_step):
-            if source.kind == "resume":
-                raise UserError(
-                    f"config.resume={config.resume} has ended at step {first_step}: raise config.num_epochs, "
-                    "config.max_steps or config.early_stopping.patience to go on"
-                )
-            return result(first_step, progress)
-
-        # --- Readers -------------------------------------------------------------------------------------------------
-        image_size, num_records = source.config.image_size, len(train_records) + len(val_records)
-        local_processes = sharding.processes_on_this_host()  # each of them has caches of its own
-        cache = stack.enter_context(open_cache(config.data.cache, image_size, num_records * local_processes))
-        reading: dict[str, Any] = {"image_size": image_size, "classes": source.config.classes, "cache": cache}
-        encoder = None
-        if entries := stack.enter_context(feature_entries(config, source, num_records * local_processes)):
-            rows = config.batch_size // process[1]
-            encoder = FrozenEncoder(source.config, state.arrays(), mesh, entries, rows)
-            reading["features"] = encoder.cache
-        loader = Loader(train_records, tokenizer, config.prompt, seed=config.seed, **reading)
-        val_loader = Loader(val_records, tokenizer, config.prompt, **reading)
-        reader = train_batches(
-            loader,
-            config.batch_size,
-            seed=config.seed,
-            weights=weights,
-            first_step=first_step,
-            last_step=last_step,
-            process=process,
-            **reading_options,
+        inputs = stack.enter_context(open_inputs(run, state))
+        train_step = compile_step(run, state, inputs.outputs)
+        validation = open_validation(
+            config, source.config, mesh, inputs.val_loader, inputs.encoder, state.arrays(), is_asked_to_stop
         )
-        stack.enter_context(contextlib.closing(reader))
-        batches = sharding.prefetch(reader if encoder is None else map(encoder.complete, reader), mesh)
+        report = stack.enter_context(open_report(run, inputs, checkpoints, step, progress.log))
 
-        # --- Compiled steps ------------------------------------------------------------------------------------------
-        outputs = None if encoder is None else encoder.outputs
-        train_step = make_train_step(
-            training_graph(config, source),
-            optimizer,
-            loss,
-            mesh,
-            state,
-            accumulation=config.accumulation,
-            seed=config.seed,
-            ema=config.ema,
-        ).compile(state, abstract_batch(source.config, config.batch_size, mesh, outputs))
-        eval_step = make_eval_step(nnx.graphdef(abstract_model(source.config)), mesh, loss, probabilities=True)
-        if val_records:
-            rows = eval_batch_size(len(val_records), config.batch_size, mesh)
-            shapes = abstract_batch(source.config, rows, mesh, outputs)
-            eval_step = eval_step.lower(state.arrays(), shapes).compile()
+        def take_step(step: int, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+            rate = find_learning_rate(config, progress, step, run.total_steps)
+            state, values = train_step(state, batch, rate)
+            return state, values | {"learning_rate": rate}
 
-        # --- Writers -------------------------------------------------------------------------------------------------
-        writers = open_writers(config, source, workdir, first_step, progress.log)
-        stack.enter_context(contextlib.closing(writers))
-        bar = Progress(total_steps, first_step, config.batch_size, is_shown=process[0] == 0)
-        stack.enter_context(contextlib.closing(bar))
-        guard = FiniteGuard(
-            workdir,
-            lambda step: [record.image.name for record in batch_records(loader, config.batch_size, step - 1, weights)],
-            checkpoints.latest,
-        )
-        flops = training_flops(source.config, **freezing(config), is_cached=encoder is not None)
-        meter = Meter(config.batch_size, flops * config.batch_size)
-        stack.enter_context(contextlib.closing(profiler))
+        def validate(step: int, state: TrainState) -> float:
+            results, pictures = validation(state.arrays())
+            progress.update(step, results["val/loss"], results["val/dice"])
+            report.validated(step, f"epoch {step // run.epoch_steps}/{config.num_epochs}", results, pictures)
+            return results["val/dice"]
 
-        # --- Loop ----------------------------------------------------------------------------------------------------
-        step = saved_step = first_step
-        is_stopped = False
+        def save(step: int, state: TrainState, score: float | None) -> None:
+            progress.log = report.positions()
+            checkpoints.save(step, to_save(state, progress, config), score)
+
         interruption.training_begins()
-        while True:
-            score = None
-            if is_due_for_validation(step) and not is_stopped:
-                guard.check()
-                try:
-                    results = validate(
-                        eval_step,
-                        state.arrays(),
-                        val_loader,
-                        encoder,
-                        mesh,
-                        config,
-                        writers,
-                        step,
-                        source.config.threshold,
-                        interruption,
-                    )
-                    score = results["val/dice"]
-                    progress.update(step, results["val/loss"], score)
-                    bar.line(f"epoch {step // epoch_steps}/{config.num_epochs}", results)
-                except Interrupted:
-                    is_stopped = True
-                meter.restart()
-
-            is_last = is_stopped or is_over(step)
-            is_due = config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
-            is_new = step > saved_step or score is not None
-            if is_new and (step % epoch_steps == 0 or is_due or is_last):
-                guard.check()
-                progress.log = writers.positions()
-                checkpoints.save(step, to_save(state, progress.to_json(), config), score)
-                saved_step = step
-            if is_last:
-                break
-
-            with meter.waiting():
-                _, batch = next(batches)
-            profiler.before(step)
-            factor = schedule_factor(config.schedule, step, total_steps, config.warmup_steps)
-            learning_rate = progress.plateau.learning_rate * factor
-            state, values = train_step(state, batch, learning_rate)
-            step += 1
-            meter.steps += 1
-            guard.watch(step, values)
-            bar.advance()
-            profiler.after(step, values)
-            if step % config.log_every_steps == 0 or step % epoch_steps == 0:
-                guard.check()
-                logged = {name: float(value) for name, value in values.items()} | {"learning_rate": learning_rate}
-                logged = {f"train/{name}": value for name, value in (logged | meter.report()).items()}
-                writers.scalars(step, logged)
-                bar.show(step, logged)
-            is_stopped = interruption.is_heard(mesh)
+        step, is_stopped = loop(
+            state,
+            step,
+            timetable,
+            validate=validate,
+            save=save,
+            next_batch=inputs.next_batch,
+            take_step=take_step,
+            report=report,
+            is_asked_to_stop=is_asked_to_stop,
+        )
         checkpoints.wait()  # what follows may take its time, which a preemption does not give
-
     if is_stopped:
-        print(f"stopped at step {step} of {total_steps}: the same command continues from there", file=sys.stderr)
+        print(f"stopped at step {step} of {run.total_steps}: the same command continues from there", file=sys.stderr)
         sys.exit(interruption.exit_status)
     return result(step, progress)
+
+
+def begin(run: Run, state: TrainState, progress: RunProgress, checkpoints: Checkpoints) -> None:
+    """Writes what stays the same in a workdir, and says what is about to run."""
+    source, is_new = run.source, run.source.kind != "checkpoint"
+    checkpoints.check_room(to_save(state, progress, run.config), state.frozen)
+    if jax.process_index() == 0:
+        # What a continued run has written already is left alone: it may be killed while it writes.
+        tokenizer = load_model_tokenizer(source.tokenizer, source.config) if is_new else None
+        write_description(run.workdir, source.config, tokenizer)
+        atomic.write_text(run.workdir / "config.json", run.config.to_json_best_effort(indent=1) + "\n")
+        print(model_table(abstract_model(source.config), state.trained))
+        print(first_lines(run, int(state.step)))
+    if is_new:
+        checkpoints.save_frozen(state.frozen)
+
+
+def check_went_on(run: Run, step: int) -> None:
+    """Raises a UserError when a run that continues another one has nothing to do."""
+    if run.source.kind == "resume":
+        raise UserError(
+            f"config.resume={run.config.resume} has ended at step {step}: raise config.num_epochs, "
+            "config.max_steps or config.early_stopping.patience to go on"
+        )
+
+
+def compile_step(run: Run, state: TrainState, outputs: dict[str, Any] | None) -> TrainStep:
+    """The training step, compiled; `outputs` of frozen encoders stand in its batches for what those read."""
+    config = run.config
+    step = make_train_step(
+        training_graph(config, run.source),
+        make_optimizer(config),
+        find_loss(config.loss),
+        run.mesh,
+        state,
+        accumulation=config.accumulation,
+        seed=config.seed,
+        ema=config.ema,
+    )
+    return step.compile(state, abstract_batch(run.source.config, config.batch_size, run.mesh, outputs))
 
 
 def result(step: int, progress: RunProgress) -> dict[str, float]:
     """What `train` returns."""
     return {"step": float(step)} | ({} if progress.best_score is None else {"val_dice": progress.best_score})
-
-
-def to_save(state: TrainState, progress: dict[str, Any], config: ml_collections.ConfigDict) -> Saved:
-    """What a checkpoint holds."""
-    return Saved({**state.trained, **state.stats}, state.opt_state, state.ema, progress, as_json(config))
 
 
 def main(_: list[str]) -> None:

@@ -41,7 +41,6 @@ from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.parallel import sharding
 from medvlsm_jax.parallel.interruption import EXIT_AGAIN
 from medvlsm_jax.training.start import find_source, start_state
-from medvlsm_jax.training.step import adamw
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES = 20  # eight steps an epoch, enough for two checkpoints within it and one after its validation
@@ -296,10 +295,9 @@ def differences(workdir: Path, other: Path) -> list[str]:
 def read_run(workdir: Path) -> dict[str, Any]:
     """State, progress and best step of a run, read as the training reads them when it continues."""
     config: Any = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
-    optimizer = adamw(weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
     with Checkpoints(workdir) as checkpoints:
         source = find_source(config, workdir, checkpoints.latest())
-        state, progress = start_state(config, source, optimizer, sharding.make_mesh(), checkpoints)
+        state, progress = start_state(config, source, sharding.make_mesh(), checkpoints)
         return {"state": state, "progress": progress.to_json() | {"log": None}, "best": checkpoints.best()}
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
+from medvlsm_jax.errors import UserError
+
 AnyArray = Array | np.ndarray  # what users may pass: it becomes a jax.Array at the door
 Activation = Literal["gelu", "quick_gelu", "relu"]
 Method = Literal["bilinear", "bicubic"]
@@ -25,6 +27,13 @@ KEPT: dict[str, Callable[..., Any]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 REMAT_POLICIES = ("none", *KEPT)
+
+
+def check_remat(policy: str) -> None:
+    """Raises a UserError when there is no such policy."""
+    if policy not in REMAT_POLICIES:
+        raise UserError(f"config.remat={policy!r}: choose {', '.join(REMAT_POLICIES)}")
+
 
 embedding_init = nnx.initializers.normal(0.02)
 

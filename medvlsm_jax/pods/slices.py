@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.losses import find_loss
 from medvlsm_jax.models import abstract_model
+from medvlsm_jax.models.layers import check_remat
 from medvlsm_jax.models.parameters import split_model
 from medvlsm_jax.models.summary import training_flops
 from medvlsm_jax.parallel import sharding
@@ -29,7 +30,7 @@ from medvlsm_jax.parallel.chips import Chip, find_chip
 from medvlsm_jax.scoring.validation import make_eval_step
 from medvlsm_jax.training.freezing import freezing, split_trained
 from medvlsm_jax.training.start import Source, find_source, training_graph
-from medvlsm_jax.training.step import TrainState, abstract_batch, adamw, make_train_step
+from medvlsm_jax.training.step import TrainState, abstract_batch, make_optimizer, make_train_step
 
 EXAMPLES = "v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x8"
 GENERATIONS = ("v5e", "v5p", "v6e")
@@ -127,7 +128,7 @@ def slice_mesh(chips: Slice, config: ml_collections.ConfigDict) -> Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class AbstractRun:
     """The steps of a training run and the shapes that they are called with, each with its sharding."""
 
     train_step: Any
@@ -144,12 +145,13 @@ class Run:
         return self.eval_step.lower(self.state.arrays(), self.batch)
 
 
-def abstract_run(config: ml_collections.ConfigDict, mesh: Mesh) -> Run:
+def abstract_run(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractRun:
     """What `medvlsm_jax.train` would compile, from the config alone: it reads neither data nor checkpoints.
 
     Raises:
         UserError: the config does not fit the mesh, or names what does not exist.
     """
+    check_remat(config.remat)
     sharding.check_batch_size(config.batch_size, mesh, config.accumulation)
     source = source_of(config)
     model = abstract_model(source.config)
@@ -157,7 +159,7 @@ def abstract_run(config: ml_collections.ConfigDict, mesh: Mesh) -> Run:
     trained, frozen = split_trained(model, params, **freezing(config))
     if not trained:
         raise UserError("nothing is left to train: config.freeze_encoder and config.freeze_decoder are both set")
-    optimizer = adamw(weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
+    optimizer = make_optimizer(config)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
     opt_state = jax.eval_shape(optimizer.init, trained)
     state = TrainState(step, trained, frozen, stats, opt_state, ema=dict(trained) if config.ema else {})
@@ -167,7 +169,7 @@ def abstract_run(config: ml_collections.ConfigDict, mesh: Mesh) -> Run:
     options = {"accumulation": config.accumulation, "seed": config.seed, "ema": config.ema}
     train_step = make_train_step(graphdef, optimizer, loss, mesh, state, **options)
     eval_step = make_eval_step(nnx.graphdef(model), mesh, loss, probabilities=True)
-    return Run(train_step, eval_step, state, abstract_batch(source.config, config.batch_size, mesh))
+    return AbstractRun(train_step, eval_step, state, abstract_batch(source.config, config.batch_size, mesh))
 
 
 def source_of(config: ml_collections.ConfigDict) -> Source:

@@ -15,11 +15,9 @@ from jax.sharding import Mesh
 from medvlsm_jax.data.reading.pipeline import Loader, eval_batches
 from medvlsm_jax.evaluation.metrics import OVERLAP, overlap_metrics
 from medvlsm_jax.evaluation.pictures import overlay
-from medvlsm_jax.logs.writers import Writers
 from medvlsm_jax.losses import Loss
 from medvlsm_jax.models.apply import Batch, Values, forward
 from medvlsm_jax.models.parameters import Arrays, merge_model
-from medvlsm_jax.parallel.interruption import Interruption
 from medvlsm_jax.parallel.sharding import batch_sharding, local_rows, prefetch, replicated
 from medvlsm_jax.scoring.frozen_encoder import FrozenEncoder
 
@@ -102,11 +100,9 @@ def validate(
     encoder: FrozenEncoder | None,
     mesh: Mesh,
     config: ml_collections.ConfigDict,
-    writers: Writers,
-    step: int,
     threshold: float,
-    interruption: Interruption,
-) -> dict[str, float]:
+    is_interrupted: Callable[[], bool],
+) -> tuple[dict[str, float], list[np.ndarray]]:
     """Mean loss, Dice and IoU over the validation records; writes them, and overlays of the first few.
 
     The means are over all records of a pool; each of its datasets has its own mean Dice as well. When a signal comes,
@@ -129,7 +125,7 @@ def validate(
         config.batch_size,
         encoder=encoder,
         on_batch=draw,
-        is_interrupted=lambda: interruption.is_heard(mesh),
+        is_interrupted=is_interrupted,
         num_threads=threads,
     )
     results = {f"val/{name}": float(values[name].mean(dtype=np.float64)) for name in ("dice", "iou")}
@@ -138,10 +134,7 @@ def validate(
         results[f"val/{dataset}/dice"] = float(values["dice"][datasets == dataset].mean(dtype=np.float64))
     weight = values["weight"].sum(dtype=np.float64)
     results["val/loss"] = float((values["loss"] * values["weight"]).sum(dtype=np.float64) / max(weight, 1.0))
-    writers.scalars(step, results)
-    for i, picture in enumerate(pictures):
-        writers.picture(step, f"val/{i}", picture)
-    return results
+    return results, pictures
 
 
 def make_eval_step(graphdef: nnx.GraphDef, mesh: Mesh, loss: Loss | None = None, *, probabilities: bool = False) -> Any:
@@ -169,3 +162,17 @@ def make_eval_step(graphdef: nnx.GraphDef, mesh: Mesh, loss: Loss | None = None,
     if probabilities:
         shardings["probability"] = batch_sharding(mesh)
     return jax.jit(eval_step, out_shardings=shardings)
+
+
+def open_validation(config, network, mesh, loader, encoder, arrays, is_interrupted):
+    from medvlsm_jax.losses import find_loss
+    from medvlsm_jax.models import abstract_model
+    from medvlsm_jax.training.step import abstract_batch
+
+    if not loader.records:
+        return None
+    eval_step = make_eval_step(nnx.graphdef(abstract_model(network)), mesh, find_loss(config.loss), probabilities=True)
+    rows = eval_batch_size(len(loader.records), config.batch_size, mesh)
+    shapes = abstract_batch(network, rows, mesh, None if encoder is None else encoder.outputs)
+    eval_step = eval_step.lower(arrays, shapes).compile()
+    return lambda arrays: validate(eval_step, arrays, loader, encoder, mesh, config, network.threshold, is_interrupted)

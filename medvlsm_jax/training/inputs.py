@@ -1,47 +1,92 @@
-"""What a training run reads: records that were checked, and batches of them."""
+"""What a training run reads: batches on the devices, and the loader of its validation."""
 
 import contextlib
-from pathlib import Path
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
-import ml_collections
 
-from medvlsm_jax.data.annotations import Record, select_target
-from medvlsm_jax.data.facts import default_cache
-from medvlsm_jax.data.integrity import verify
-from medvlsm_jax.data.loading import load_records
-from medvlsm_jax.data.reading.cache import AUTO, MEMORY, NONE, Entries
+from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer
+from medvlsm_jax.config import reader_options
+from medvlsm_jax.data.reading.cache import AUTO, MEMORY, NONE, Entries, open_cache
 from medvlsm_jax.data.reading.feature_cache import open_features
-from medvlsm_jax.data.reading.pools import select_amount
-from medvlsm_jax.models.apply import encoder_outputs
+from medvlsm_jax.data.reading.pipeline import Loader, batch_records, train_batches
+from medvlsm_jax.models.apply import Batch, encoder_outputs
 from medvlsm_jax.parallel import sharding
-from medvlsm_jax.scoring.frozen_encoder import num_bytes
+from medvlsm_jax.scoring.frozen_encoder import FrozenEncoder, num_bytes
 from medvlsm_jax.training.freezing import freezing
-from medvlsm_jax.training.start import Source
+from medvlsm_jax.training.run import Run
+from medvlsm_jax.training.step import TrainState
 
 
-def read_split(
-    config: ml_collections.ConfigDict, split: str, workdir: Path, *, is_required: bool = True
-) -> list[Record]:
-    """The records of a split that can be used; empty where an optional split is.
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Where batches come from.
 
-    What is wrong with images, masks and prompts is found here, before anything else starts.
+    Attributes:
+        next_batch: the next batch of the training, on the devices.
+        files: the names of the images in the batch that led to a step.
+        val_loader: reads the validation records.
+        encoder: makes, once, what frozen encoders make of the batches; None where they are trained or not kept.
     """
-    records = load_records(config.data_dir, config.dataset, split, is_required=is_required)
-    report = workdir / "findings" / f"{split}.csv" if jax.process_index() == 0 else None
-    cache = default_cache(config.data_dir)
-    records = verify(records, config.prompt, on_bad=config.data.on_bad, cache=cache, report=report)
-    records = select_target(records, config.target, is_required=is_required)
-    return select_amount(records, config.data_num, config.seed) if split == "train" else records
+
+    next_batch: Callable[[], Batch]
+    files: Callable[[int], list[str]]
+    val_loader: Loader
+    encoder: FrozenEncoder | None
+
+    @property
+    def outputs(self) -> dict[str, Any] | None:
+        """Shapes of what stands in a batch for what frozen encoders read; None where they are part of the step."""
+        return None if self.encoder is None else self.encoder.outputs
 
 
-def feature_entries(
-    config: ml_collections.ConfigDict, source: Source, num_records: int
-) -> contextlib.AbstractContextManager[Entries | None]:
+@contextlib.contextmanager
+def open_inputs(run: Run, state: TrainState) -> Iterator[Inputs]:
+    """The inputs of a run from the state's step on, with the caches that it keeps."""
+    config, sets, source, mesh = run.config, run.sets, run.source, run.mesh
+    first_step, process = int(state.step), (jax.process_index(), jax.process_count())
+    tokenizer = load_model_tokenizer(source.tokenizer, source.config)
+    image_size = source.config.image_size
+    num_records = len(sets.records) * sharding.processes_on_this_host()  # each of them has caches of its own
+    with contextlib.ExitStack() as stack:
+        cache = stack.enter_context(open_cache(config.data.cache, image_size, num_records))
+        reading: dict[str, Any] = {"image_size": image_size, "classes": source.config.classes, "cache": cache}
+        encoder = None
+        if entries := stack.enter_context(open_feature_entries(run, num_records)):
+            encoder = FrozenEncoder(source.config, state.arrays(), mesh, entries, config.batch_size // process[1])
+            reading["features"] = encoder.cache
+        loader = Loader(sets.train, tokenizer, config.prompt, seed=config.seed, **reading)
+        batches = train_batches(
+            loader,
+            config.batch_size,
+            seed=config.seed,
+            weights=sets.weights,
+            first_step=first_step,
+            last_step=run.last_step,
+            process=process,
+            **reader_options(config.data),
+        )
+        stack.enter_context(contextlib.closing(batches))
+        on_devices = sharding.prefetch(batches if encoder is None else map(encoder.complete, batches), mesh)
+
+        def next_batch() -> Batch:
+            return next(on_devices)[1]
+
+        def files(step: int) -> list[str]:
+            records = batch_records(loader, config.batch_size, step - 1, sets.weights)
+            return [record.image.name for record in records]
+
+        yield Inputs(next_batch, files, Loader(sets.val, tokenizer, config.prompt, **reading), encoder)
+
+
+def open_feature_entries(run: Run, num_records: int) -> contextlib.AbstractContextManager[Entries | None]:
     """Where the outputs of the encoder are kept; nowhere when it is trained."""
+    config = run.config
     if not freezing(config)["freeze_encoder"]:
         return contextlib.nullcontext()
-    needed = num_bytes(encoder_outputs(source.config), num_records)
+    needed = num_bytes(encoder_outputs(run.source.config), num_records)
     is_folder = config.features.cache not in (AUTO, MEMORY, NONE)
     sharers = jax.process_count() if is_folder else sharding.processes_on_this_host()
     return open_features(config.features.cache, config.features.limit_gib, needed, sharers)

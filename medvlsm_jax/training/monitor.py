@@ -1,25 +1,28 @@
 """What a run says about itself: whether its numbers are finite, and how well it uses its devices."""
 
+import math
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
 from medvlsm_jax.checkpoints.checkpoints import CHECKPOINTS
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.parallel.chips import find_chip
 
 MAX_NAMES = 16  # of files in a message
+UNDER_WAY = 3  # steps that a host may be ahead of what it knows to be finite
 
 
 class FiniteGuard:
     """Stops a run whose loss, gradient or parameters are not finite, before a checkpoint of it is written.
 
-    The values of a step are read when the next one is already under way, so that the device never waits.
+    Of each step one flag is read, when UNDER_WAY others have followed it, so that neither host nor device waits.
     """
 
     def __init__(self, workdir: Path, files: Callable[[int], list[str]], newest: Callable[[], int | None]):
@@ -27,27 +30,34 @@ class FiniteGuard:
         self.workdir = workdir
         self.files = files
         self.newest = newest
-        self.step, self.values = 0, {}
+        self.watched: deque[tuple[int, jax.Array, Mapping[str, Any]]] = deque()
 
-    def watch(self, step: int, values: Mapping[str, jax.Array]) -> None:
-        """Checks the previous step and remembers this one."""
-        self.check()
-        self.step, self.values = step, dict(values)
+    def watch(self, step: int, is_finite: jax.Array, values: Mapping[str, Any]) -> None:
+        """Remembers a step, and checks one that lies UNDER_WAY steps back."""
+        self.watched.append((step, is_finite, values))
+        if len(self.watched) > UNDER_WAY:
+            self._check(*self.watched.popleft())
 
     def check(self) -> None:
-        """Raises UserError if a value that is being watched is not finite."""
-        bad = {name: float(value) for name, value in self.values.items() if not np.isfinite(float(value))}
-        if bad:
-            names = self.files(self.step)
-            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-            newest = self.newest()
-            good = "there is no checkpoint yet"
-            if newest is not None:
-                good = f"the last good checkpoint is {self.workdir / CHECKPOINTS / str(newest)}"
-            raise UserError(
-                f"training diverged at step {self.step}: {bad}, with the images {', '.join(names[:MAX_NAMES])}{more}; "
-                f"{good}. Lower config.learning_rate or use config.dtype=float32"
-            )
+        """Waits for all steps that are watched; raises UserError for the first that is not finite."""
+        while self.watched:
+            self._check(*self.watched.popleft())
+
+    def _check(self, step: int, is_finite: jax.Array, values: Mapping[str, Any]) -> None:
+        if jax.device_get(is_finite):
+            return
+        numbers = {name: float(jax.device_get(value)) for name, value in values.items()}
+        bad = {name: number for name, number in numbers.items() if not math.isfinite(number)}
+        names = self.files(step)
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        newest = self.newest()
+        good = "there is no checkpoint yet"
+        if newest is not None:
+            good = f"the last good checkpoint is {self.workdir / CHECKPOINTS / str(newest)}"
+        raise UserError(
+            f"training diverged at step {step}: {bad}, with the images {', '.join(names[:MAX_NAMES])}{more}; "
+            f"{good}. Lower config.learning_rate or use config.dtype=float32"
+        )
 
 
 class Meter:
@@ -95,11 +105,8 @@ class Profiler:
     """Traces the steps that `config.profile` names, for TensorBoard's or Perfetto's viewer, into WORKDIR/profile."""
 
     def __init__(self, steps: str, workdir: Path):
-        """Takes "START:STOP", or nothing; raises UserError for what is neither."""
-        match = re.fullmatch(r"(\d+):(\d+)", steps)
-        if steps and (match is None or int(match[1]) >= int(match[2])):
-            raise UserError(f"config.profile={steps}: give START:STOP, two steps such as 100:105")
-        self.start, self.stop = (int(match[1]), int(match[2])) if match else (-1, -1)
+        """Takes what `traced_steps` takes."""
+        self.start, self.stop = traced_steps(steps)
         self.folder = workdir / "profile"
         self.is_tracing = False
 
@@ -120,3 +127,11 @@ class Profiler:
         if self.is_tracing:
             jax.profiler.stop_trace()
             self.is_tracing = False
+
+
+def traced_steps(steps: str) -> tuple[int, int]:
+    """First and last of "START:STOP", both -1 of nothing; raises UserError for what is neither."""
+    match = re.fullmatch(r"(\d+):(\d+)", steps)
+    if steps and (match is None or int(match[1]) >= int(match[2])):
+        raise UserError(f"config.profile={steps}: give START:STOP, two steps such as 100:105")
+    return (int(match[1]), int(match[2])) if match else (-1, -1)

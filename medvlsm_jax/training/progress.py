@@ -120,6 +120,48 @@ class RunProgress:
         self.best_score, self.validated, self.log = (content[name] for name in ("best_score", "validated", "log"))
 
 
+@dataclasses.dataclass(frozen=True)
+class Timetable:
+    """What is due after which step.
+
+    Attributes:
+        epoch_steps: steps of an epoch.
+        last_step: the end, unless `progress` ends it earlier.
+        checkpoint_every: steps between checkpoints besides those at the end of each epoch; 0: none.
+        has_validation: whether every epoch is validated.
+        progress: of the run, which moves on while this is asked.
+    """
+
+    epoch_steps: int
+    last_step: int
+    checkpoint_every: int
+    has_validation: bool
+    progress: RunProgress
+
+    def is_over(self, step: int) -> bool:
+        """Whether no step follows."""
+        return step >= self.last_step or self.progress.early_stopping.should_stop(step // self.epoch_steps)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch ends here."""
+        return step % self.epoch_steps == 0
+
+    def is_validation_due(self, step: int) -> bool:
+        """Whether an epoch ends here that was not validated yet."""
+        return self.has_validation and step > self.progress.validated and self.ends_epoch(step)
+
+    def is_checkpoint_due(self, step: int) -> bool:
+        """Whether the state is to be kept."""
+        is_between = self.checkpoint_every > 0 and step % self.checkpoint_every == 0
+        return self.ends_epoch(step) or is_between
+
+
+def find_learning_rate(config: ml_collections.ConfigDict, progress: RunProgress, step: int, total_steps: int) -> float:
+    """The learning rate of a step: what the plateau rule has left of it, times the schedule's factor."""
+    factor = schedule_factor(config.schedule, step, total_steps, config.warmup_steps)
+    return progress.plateau.learning_rate * factor
+
+
 def new_progress(config: ml_collections.ConfigDict) -> RunProgress:
     """The counters of a run that has not started."""
     return RunProgress(ReduceOnPlateau(config.learning_rate, **config.plateau), EarlyStopping(**config.early_stopping))

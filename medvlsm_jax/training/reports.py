@@ -1,56 +1,129 @@
-"""What a training run says: the lines at its start, and where its numbers go."""
+"""What a training run says: the lines at its start, numbers at its steps, and where they go."""
 
 import contextlib
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-import ml_collections
-from jax.sharding import Mesh
+import numpy as np
 
+from medvlsm_jax.checkpoints.checkpoints import Checkpoints
 from medvlsm_jax.config import as_json
+from medvlsm_jax.logs.console import Progress
 from medvlsm_jax.logs.writers import Writers, make_writers
-from medvlsm_jax.training.start import Source
+from medvlsm_jax.models.summary import training_flops
+from medvlsm_jax.training.freezing import freezing
+from medvlsm_jax.training.inputs import Inputs
+from medvlsm_jax.training.monitor import FiniteGuard, Meter, Profiler
+from medvlsm_jax.training.run import Run
 
 
-def open_writers(
-    config: ml_collections.ConfigDict, source: Source, workdir: Path, first_step: int, positions: dict[str, int]
-) -> Writers:
+class Report:
+    """What is told of a run while it trains."""
+
+    def __init__(
+        self, writers: Writers, bar: Progress, guard: FiniteGuard, meter: Meter, profiler: Profiler, log_every: int
+    ):
+        """Takes those who tell it, and the number of steps between lines."""
+        self.writers = writers
+        self.bar = bar
+        self.guard = guard
+        self.meter = meter
+        self.profiler = profiler
+        self.log_every = log_every
+
+    def check(self) -> None:
+        """Raises UserError when a step was not finite; waits for all that were taken."""
+        self.guard.check()
+
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
+        """Counts the time inside as waiting for input."""
+        return self.meter.waiting()
+
+    def before(self, step: int) -> None:
+        """A step is about to be taken."""
+        self.profiler.before(step)
+
+    def after(self, step: int, values: Mapping[str, Any], *, ends_epoch: bool) -> None:
+        """A step was taken; its values are read where they are logged."""
+        self.meter.steps += 1
+        self.guard.watch(step, values["is_finite"], values)
+        self.bar.advance()
+        self.profiler.after(step, values)
+        if step % self.log_every == 0 or ends_epoch:
+            self.guard.check()
+            numbers = jax.device_get({name: value for name, value in values.items() if name != "is_finite"})
+            numbers = {f"train/{name}": float(value) for name, value in (numbers | self.meter.report()).items()}
+            self.writers.scalars(step, numbers)
+            self.bar.show(step, numbers)
+
+    def validated(self, step: int, head: str, results: Mapping[str, float], pictures: Sequence[np.ndarray]) -> None:
+        """A validation came to these results."""
+        self.writers.scalars(step, results)
+        for i, picture in enumerate(pictures):
+            self.writers.picture(step, f"val/{i}", picture)
+        self.bar.line(head, results)
+
+    def positions(self) -> dict[str, int]:
+        """Bytes in each log file, for a checkpoint."""
+        return self.writers.positions()
+
+    def restart(self) -> None:
+        """What came between two steps does not count as training."""
+        self.meter.restart()
+
+
+@contextlib.contextmanager
+def open_report(
+    run: Run, inputs: Inputs, checkpoints: Checkpoints, first_step: int, positions: dict[str, int]
+) -> Iterator[Report]:
+    """The report of a run; `positions` are the lengths of its logs up to the checkpoint that it continues."""
+    config = run.config
+    with contextlib.ExitStack() as stack:
+        writers = stack.enter_context(contextlib.closing(open_writers(run, first_step, positions)))
+        is_shown = jax.process_index() == 0
+        bar = Progress(run.total_steps, first_step, config.batch_size, is_shown=is_shown)
+        stack.enter_context(contextlib.closing(bar))
+        guard = FiniteGuard(run.workdir, inputs.files, checkpoints.latest)
+        flops = training_flops(run.source.config, **freezing(config), is_cached=inputs.encoder is not None)
+        meter = Meter(config.batch_size, flops * config.batch_size)
+        profiler = stack.enter_context(contextlib.closing(Profiler(config.profile, run.workdir)))
+        yield Report(writers, bar, guard, meter, profiler, config.log_every_steps)
+
+
+def open_writers(run: Run, first_step: int, positions: dict[str, int]) -> Writers:
     """The writers of a run; one that continues another workdir's starts with its log."""
     is_first_process = jax.process_index() == 0
-    if source.kind == "resume" and is_first_process:
+    if run.source.kind == "resume" and is_first_process:
         for name in positions:
             with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(Path(config.resume) / name, workdir / name)
+                shutil.copyfile(Path(run.config.resume) / name, run.workdir / name)
     return make_writers(
-        config.writers,
-        workdir,
+        run.config.writers,
+        run.workdir,
         first_step,
         positions=positions,
-        project=config.project,
-        config=as_json(config),
+        project=run.config.project,
+        config=as_json(run.config),
         is_first_process=is_first_process,
     )
 
 
-def describe(
-    config: ml_collections.ConfigDict,
-    source: Source,
-    mesh: Mesh,
-    num_records: tuple[int, int],
-    steps: tuple[int, int],
-) -> str:
+def first_lines(run: Run, first_step: int) -> str:
     """What is about to run, in a few lines."""
+    config, source, sets = run.config, run.source, run.sets
     origin = {
-        "checkpoint": f"continues at step {steps[0]}",
-        "resume": f"continues {source.folder} at step {steps[0]}",
+        "checkpoint": f"continues at step {first_step}",
+        "resume": f"continues {source.folder} at step {first_step}",
         "init": f"from {source.folder}",
         "random": "from random weights",
     }
     return (
-        f"{config.model} {origin[source.kind]}, {source.config.dtype} on {mesh.size} {jax.devices()[0].platform} "
-        f"devices {dict(mesh.shape)}\n"
-        f"{config.dataset}, prompt {config.prompt}: {num_records[0]} training, {num_records[1]} validation records at "
-        f"{source.config.image_size} px, {steps[1]} steps of {config.batch_size}\n"
+        f"{config.model} {origin[source.kind]}, {source.config.dtype} on {run.mesh.size} {jax.devices()[0].platform} "
+        f"devices {dict(run.mesh.shape)}\n"
+        f"{config.dataset}, prompt {config.prompt}: {len(sets.train)} training, {len(sets.val)} validation records at "
+        f"{source.config.image_size} px, {run.total_steps} steps of {config.batch_size}\n"
         "compiling the first step ..."
     )

@@ -1,13 +1,13 @@
 """Where a run starts: its own newest checkpoint, then `config.resume`'s, then `config.init`, then random weights."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -15,6 +15,8 @@ from medvlsm_jax.checkpoints.arrays import abstract_arrays
 from medvlsm_jax.checkpoints.checkpoints import Checkpoints, Saved
 from medvlsm_jax.checkpoints.model_folder import load_pretrained, read_description, tokenizer_of
 from medvlsm_jax.config import as_json, model_overrides
+from medvlsm_jax.data.annotations import Record, check_classes, targets_of
+from medvlsm_jax.data.arrayrecord import check_stored_size
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import abstract_model, check_image_size, initial_arrays, override, preset
 from medvlsm_jax.models.network import NetworkConfig
@@ -22,7 +24,7 @@ from medvlsm_jax.models.parameters import Arrays, split_model
 from medvlsm_jax.parallel.sharding import tree_shardings
 from medvlsm_jax.training.freezing import freezing, set_training_mode, split_trained
 from medvlsm_jax.training.progress import RunProgress, new_progress
-from medvlsm_jax.training.step import TrainState, new_state
+from medvlsm_jax.training.step import TrainState, make_optimizer, new_state
 
 # What decides which example is read at which step, or which arrays there are: it must not change within a run.
 FIXED = ("dataset", "prompt", "model", "model_options", "image_size", "zero_prompt", "tokenizer", "target")
@@ -41,7 +43,7 @@ class Source:
 
 
 def find_source(
-    config: ml_collections.ConfigDict, workdir: Path, latest: int | None, targets: tuple[str, ...] = ()
+    config: ml_collections.ConfigDict, workdir: Path, latest: int | None, sets: Sequence[list[Record]] = ()
 ) -> Source:
     """Follows the start-up precedence.
 
@@ -49,12 +51,12 @@ def find_source(
         config: of the run.
         workdir: of the run.
         latest: the newest step that was saved there.
-        targets: the classes that the training records name. A network that reads no sentence cannot know which of
-            several is meant, so it gets one output for each.
+        sets: the records of the training, and of what else it reads. A network that reads no sentence cannot know which
+            of several classes is meant, so it gets one output for each that the training records name.
 
     Raises:
-        UserError: a checkpoint is of another network than `config.model` or has no output for a class, or the network
-            cannot work at `config.image_size`.
+        UserError: a checkpoint is of another network than `config.model` or has no output for a class, the network
+            cannot work at `config.image_size`, or the records are stored at another size than it reads.
     """
     network, model_config = preset(config.model)
     kind, folder = "random", None
@@ -73,6 +75,7 @@ def find_source(
     model_config = override(model_config, model_overrides(config))
     if config.image_size:
         check_image_size(model_config)
+    targets = targets_of(sets[0]) if sets else ()
     if model_config.text is None and len(targets) > 1 and not model_config.classes:
         if folder is not None:
             raise UserError(
@@ -80,6 +83,9 @@ def find_source(
                 f"no sentence: convert its weights with --classes={','.join(targets)!r}, or choose one by config.target"
             )
         model_config = override(model_config, {"classes": targets})
+    for records in sets:
+        check_classes(records, model_config.classes)
+        check_stored_size(records, model_config.image_size)
     return Source(kind, folder, model_config, config.tokenizer or tokenizer)
 
 
@@ -93,7 +99,6 @@ def training_graph(config: ml_collections.ConfigDict, source: Source) -> nnx.Gra
 def start_state(
     config: ml_collections.ConfigDict,
     source: Source,
-    optimizer: optax.GradientTransformation,
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, RunProgress]:
@@ -102,16 +107,16 @@ def start_state(
     Raises:
         UserError: nothing is left to train, a checkpoint cannot be read, or the config is not the one of its run.
     """
-    model = abstract_model(source.config)
+    optimizer, model = make_optimizer(config), abstract_model(source.config)
     _, params, stats = split_model(model)
     trained, frozen = split_trained(model, params, **freezing(config))
     if not trained:
         raise UserError("nothing is left to train: config.freeze_encoder and config.freeze_decoder are both set")
     if source.kind == "checkpoint":
-        return continue_state(config, optimizer, mesh, checkpoints, (trained, frozen, stats))
+        return continue_state(config, mesh, checkpoints, (trained, frozen, stats))
     if source.kind == "resume":
         with Checkpoints(config.resume) as others:
-            state, progress = continue_state(config, optimizer, mesh, others, (trained, frozen, stats))
+            state, progress = continue_state(config, mesh, others, (trained, frozen, stats))
         return state, dataclasses.replace(progress, best_score=None)  # that is of the checkpoints in this workdir
     if source.folder is not None:
         arrays = load_pretrained(source.folder, mesh, **model_overrides(config)).arrays
@@ -124,13 +129,13 @@ def start_state(
 
 def continue_state(
     config: ml_collections.ConfigDict,
-    optimizer: optax.GradientTransformation,
     mesh: Mesh,
     checkpoints: Checkpoints,
     shapes: tuple[Arrays, Arrays, Arrays],
 ) -> tuple[TrainState, RunProgress]:
     """State and counters of the newest checkpoint that can be read; `shapes` are of trained, frozen and statistics."""
     trained, frozen, stats = shapes
+    optimizer = make_optimizer(config)
 
     def abstract(old_config: dict[str, Any]) -> Saved:
         check_unchanged(config, old_config, checkpoints.workdir)
@@ -145,6 +150,11 @@ def continue_state(
     progress = new_progress(config)
     progress.restore(saved.progress)
     return new_state(trained, frozen, stats, optimizer, mesh, saved.opt_state, step, averages), progress
+
+
+def to_save(state: TrainState, progress: RunProgress, config: ml_collections.ConfigDict) -> Saved:
+    """What a checkpoint holds."""
+    return Saved({**state.trained, **state.stats}, state.opt_state, state.ema, progress.to_json(), as_json(config))
 
 
 def copies(arrays: Arrays) -> Arrays:

@@ -1,6 +1,7 @@
 """The train state and the training step that jit compiles."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -40,9 +41,11 @@ class TrainStep:
     """
 
     step: Any  # what jit made of (state, frozen, batch, learning_rate), or compiled
+    mesh: Mesh
 
     def __call__(self, state: TrainState, batch: Batch, learning_rate: Any) -> tuple[TrainState, Values]:
-        new, values = self.step(state._replace(frozen={}), state.frozen, batch, np.float32(learning_rate))
+        rate = scalar_on(self.mesh, float(learning_rate))
+        new, values = self.step(state._replace(frozen={}), state.frozen, batch, rate)
         return new._replace(frozen=state.frozen), values
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
@@ -52,7 +55,14 @@ class TrainStep:
 
     def compile(self, state: TrainState, batch: Batch) -> "TrainStep":
         """The step compiled for arrays, or shapes, like these; it takes no others."""
-        return TrainStep(self.lower(state, batch).compile())
+        return TrainStep(self.lower(state, batch).compile(), self.mesh)
+
+
+@functools.lru_cache(maxsize=4)
+def scalar_on(mesh: Mesh, value: float) -> jax.Array:
+    """A float32 number on all devices, sent there once as long as it stays the same."""
+    with jax.transfer_guard("allow"):  # it is meant
+        return jax.make_array_from_callback((), replicated(mesh), lambda _: np.float32(value))
 
 
 def abstract_batch(config: NetworkConfig, rows: int, mesh: Mesh, outputs: Batch | None = None) -> Batch:
@@ -110,7 +120,7 @@ def make_train_step(
     seed: int = 0,
     ema: float = 0.0,
 ) -> TrainStep:
-    """The training step; its values are the loss and the norms of gradient and trained parameters.
+    """The training step; its values are the loss, the norms of gradient and trained parameters, and `is_finite` of all.
 
     Args:
         graphdef: the model's graph, in training mode.
@@ -164,7 +174,9 @@ def make_train_step(
         trained = jax.tree.map(lambda p, u: p - learning_rate * u, state.trained, updates)
         averages = move_averages(state.ema, trained, ema, state.step)
         new = TrainState(state.step + 1, trained, {}, stats, opt_state, averages)
-        return new, {"loss": value, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(trained)}
+        values = {"loss": value, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(trained)}
+        is_finite = jnp.isfinite(jnp.stack([*values.values()])).all()
+        return new, values | {"is_finite": is_finite}
 
     shardings = tree_shardings(state._replace(frozen={}), mesh)
     return TrainStep(
@@ -173,7 +185,8 @@ def make_train_step(
             in_shardings=(shardings, tree_shardings(state.frozen, mesh), batch_sharding(mesh), replicated(mesh)),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
-        )
+        ),
+        mesh,
     )
 
 
@@ -186,6 +199,11 @@ def move_averages(averages: Arrays, trained: Arrays, decay: float, step: jax.Arr
 def cut(batch: Batch, parts: int) -> Batch:
     """(B, ...) to (parts, B / parts, ...); every device keeps its own rows."""
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def make_optimizer(config: Any) -> optax.GradientTransformation:
+    """The optimizer of a run: its fields `weight_decay` and `max_grad_norm`."""
+    return adamw(weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
 
 
 def adamw(*, weight_decay: float, max_grad_norm: float) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from small_network import SMALL
 
 from medvlsm_jax import models
-from medvlsm_jax.checkpoints import checkpoints
+from medvlsm_jax.checkpoints import model_folder
 from medvlsm_jax.config import base_config
 from medvlsm_jax.parallel import sharding
 from medvlsm_jax.train import train
@@ -31,7 +31,7 @@ def mesh_of(devices: int) -> Callable[..., Mesh]:
 def small_preset(devices: int = 2) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.PRESETS, "small", ("clipseg", SMALL))
-        for module in (sharding, checkpoints):
+        for module in (sharding, model_folder):
             patch.setattr(module, "make_mesh", mesh_of(devices))
         yield
 
@@ -48,7 +48,7 @@ def use_devices(monkeypatch) -> Callable[[int], None]:
     """Another number of devices."""
 
     def use(devices: int) -> None:
-        for module in (sharding, checkpoints):
+        for module in (sharding, model_folder):
             monkeypatch.setattr(module, "make_mesh", mesh_of(devices))
 
     return use

@@ -5,7 +5,6 @@ import json
 import math
 
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
@@ -136,7 +135,7 @@ def test_freezing_everything_is_refused(config, network, mesh_of, tmp_path, monk
         Checkpoints(tmp_path) as checkpoints,
         pytest.raises(UserError, match=r"config\.freeze_encoder and config\.freeze_decoder are both set"),
     ):
-        start_state(config, source, optax.identity(), mesh_of(1), checkpoints)
+        start_state(config, source, mesh_of(1), checkpoints)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def test_the_encoder_is_frozen_when_it_is_pretrained_unless_the_config_says(
     monkeypatch.setattr("medvlsm_jax.training.start.initial_arrays", lambda *_, **__: network.params)
     config.init, config.freeze_encoder = init, freeze_encoder
     with Checkpoints(tmp_path) as checkpoints:
-        state, _ = start_state(config, source, optax.identity(), mesh_of(1), checkpoints)
+        state, _ = start_state(config, source, mesh_of(1), checkpoints)
     assert any(name.startswith("text.") for name in state.trained) != is_frozen
     assert any(name.startswith("decoder.") for name in state.trained)
 

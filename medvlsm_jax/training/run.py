@@ -1,0 +1,84 @@
+"""What a training run is made of, before any array is read."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from medvlsm_jax.data.annotations import Record, select_target
+from medvlsm_jax.data.facts import default_cache
+from medvlsm_jax.data.integrity import verify
+from medvlsm_jax.data.loading import load_records
+from medvlsm_jax.data.reading.pipeline import steps_per_epoch
+from medvlsm_jax.data.reading.pools import Weights, mixing_weights, select_amount
+from medvlsm_jax.training.start import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """The records that can be used.
+
+    Attributes:
+        train: what is trained on.
+        val: what is validated on; may be empty.
+        weights: how often each dataset of `train` is drawn; empty: every record once an epoch.
+    """
+
+    train: list[Record]
+    val: list[Record]
+    weights: Weights
+
+    @property
+    def records(self) -> list[Record]:
+        """All of them."""
+        return [*self.train, *self.val]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run: its config and folder, its devices, its records, and the model that it starts from."""
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    mesh: Mesh
+    sets: Sets
+    source: Source
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return steps_per_epoch(len(self.sets.train), self.config.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all epochs."""
+        return self.config.num_epochs * self.epoch_steps
+
+    @property
+    def last_step(self) -> int:
+        """Where this start of the run ends, unless a rule ends it earlier."""
+        return min(self.total_steps, self.config.max_steps or self.total_steps)
+
+
+def read_sets(config: ml_collections.ConfigDict, workdir: Path) -> Sets:
+    """The records of both splits; raises UserError for what is wrong with images, masks, prompts or a pool's shares."""
+    train = read_split(config, "train", workdir)
+    val = read_split(config, "val", workdir, is_required=False)
+    return Sets(train, val, mixing_weights(train, config.pool.weights, config.pool.temperature))
+
+
+def read_split(
+    config: ml_collections.ConfigDict, split: str, workdir: Path, *, is_required: bool = True
+) -> list[Record]:
+    """The records of a split that can be used; empty where an optional split is.
+
+    What is wrong with images, masks and prompts is found here, before anything else starts.
+    """
+    records = load_records(config.data_dir, config.dataset, split, is_required=is_required)
+    report = workdir / "findings" / f"{split}.csv" if jax.process_index() == 0 else None
+    cache = default_cache(config.data_dir)
+    records = verify(records, config.prompt, on_bad=config.data.on_bad, cache=cache, report=report)
+    records = select_target(records, config.target, is_required=is_required)
+    return select_amount(records, config.data_num, config.seed) if split == "train" else records
