@@ -62,7 +62,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         sets = check_run(config, workdir, mesh)
         checkpoints = stack.enter_context(Checkpoints(workdir, is_writer=True))
         source = find_source(config, workdir, checkpoints.latest(), [sets.train, sets.val])
-        run = Run(config, workdir, mesh, sets, source)
+        tokenizer = load_model_tokenizer(source.tokenizer, source.config)
+        run = Run(config, workdir, mesh, sets, source, tokenizer)
         state, progress = start_state(config, source, mesh, checkpoints)
         step = int(state.step)
         begin(run, state, progress, checkpoints)
@@ -118,8 +119,7 @@ def begin(run: Run, state: TrainState, progress: RunProgress, checkpoints: Check
     checkpoints.check_room(to_save(state, progress, run.config), state.frozen)
     if jax.process_index() == 0:
         # What a continued run has written already is left alone: it may be killed while it writes.
-        tokenizer = load_model_tokenizer(source.tokenizer, source.config) if is_new else None
-        write_description(run.workdir, source.config, tokenizer)
+        write_description(run.workdir, source.config, run.tokenizer if is_new else None)
         atomic.write_text(run.workdir / "config.json", run.config.to_json_best_effort(indent=1) + "\n")
         print(model_table(abstract_model(source.config), state.trained))
         print(first_lines(run, int(state.step)))

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer
 from medvlsm_jax.config import reader_options
 from medvlsm_jax.data.reading.cache import AUTO, MEMORY, NONE, Entries, open_cache
 from medvlsm_jax.data.reading.feature_cache import open_features
@@ -47,7 +46,6 @@ def open_inputs(run: Run, state: TrainState) -> Iterator[Inputs]:
     """The inputs of a run from the state's step on, with the caches that it keeps."""
     config, sets, source, mesh = run.config, run.sets, run.source, run.mesh
     first_step, process = int(state.step), (jax.process_index(), jax.process_count())
-    tokenizer = load_model_tokenizer(source.tokenizer, source.config)
     image_size = source.config.image_size
     num_records = len(sets.records) * sharding.processes_on_this_host()  # each of them has caches of its own
     with contextlib.ExitStack() as stack:
@@ -57,7 +55,7 @@ def open_inputs(run: Run, state: TrainState) -> Iterator[Inputs]:
         if entries := stack.enter_context(open_feature_entries(run, num_records)):
             encoder = FrozenEncoder(source.config, state.arrays(), mesh, entries, config.batch_size // process[1])
             reading["features"] = encoder.cache
-        loader = Loader(sets.train, tokenizer, config.prompt, seed=config.seed, **reading)
+        loader = Loader(sets.train, run.tokenizer, config.prompt, seed=config.seed, **reading)
         batches = train_batches(
             loader,
             config.batch_size,
@@ -78,7 +76,7 @@ def open_inputs(run: Run, state: TrainState) -> Iterator[Inputs]:
             records = batch_records(loader, config.batch_size, step - 1, sets.weights)
             return [record.image.name for record in records]
 
-        yield Inputs(next_batch, files, Loader(sets.val, tokenizer, config.prompt, **reading), encoder)
+        yield Inputs(next_batch, files, Loader(sets.val, run.tokenizer, config.prompt, **reading), encoder)
 
 
 def open_feature_entries(run: Run, num_records: int) -> contextlib.AbstractContextManager[Entries | None]:

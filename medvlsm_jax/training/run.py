@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from medvlsm_jax.data.annotations import Record, select_target
 from medvlsm_jax.data.facts import default_cache
 from medvlsm_jax.data.integrity import verify
+from medvlsm_jax.data.language.tokenizers import Tokenizer
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.reading.pipeline import steps_per_epoch
 from medvlsm_jax.data.reading.pools import Weights, mixing_weights, select_amount
@@ -38,13 +39,14 @@ class Sets:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run: its config and folder, its devices, its records, and the model that it starts from."""
+    """A run: its config and folder, its devices, its records, the model that it starts from, and that one's tokenizer."""
 
     config: ml_collections.ConfigDict
     workdir: Path
     mesh: Mesh
     sets: Sets
     source: Source
+    tokenizer: Tokenizer | None
 
     @property
     def epoch_steps(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.parallel.chips import H100
 from medvlsm_jax.training import monitor
-from medvlsm_jax.training.monitor import FiniteGuard, Meter, Profiler
+from medvlsm_jax.training.monitor import UNDER_WAY, FiniteGuard, Meter, Profiler
 
 GOOD = {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)}
 
@@ -18,18 +18,33 @@ GOOD = {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)}
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_the_guard_names_step_images_and_the_last_good_checkpoint(tmp_path, name, value):
     guard = FiniteGuard(tmp_path, lambda step: [f"{step}_{i}.png" for i in range(18)], lambda: 1)
-    guard.watch(1, GOOD)
-    guard.watch(2, GOOD | {name: jnp.float32(value)})
+    guard.watch(1, jnp.array(True), GOOD)
+    guard.watch(2, jnp.array(False), GOOD | {name: jnp.float32(value)})
+    guard.watch(3, jnp.array(False), GOOD | {"loss": jnp.float32(math.nan)})  # what follows is of no interest
     message = rf"diverged at step 2: {{'{name}': {value}}}, with the images 2_0.png, .* 2_15.png and 2 more; the last "
     with pytest.raises(UserError, match=rf"{message}good checkpoint is {tmp_path / 'checkpoints' / '1'}\. Lower"):
-        guard.watch(3, GOOD)
+        guard.check()
 
 
 def test_the_guard_says_when_there_is_no_checkpoint_yet(tmp_path):
     guard = FiniteGuard(tmp_path, lambda step: ["a.png"], lambda: None)
-    guard.watch(1, GOOD | {"loss": jnp.float32(math.nan)})
+    guard.watch(1, jnp.array(False), GOOD | {"loss": jnp.float32(math.nan)})
     with pytest.raises(UserError, match=r"with the images a\.png; there is no checkpoint yet"):
         guard.check()
+
+
+def test_one_flag_a_step_is_read_when_some_steps_have_followed_and_nothing_else(tmp_path, monkeypatch):
+    guard, reads = FiniteGuard(tmp_path, lambda step: [], lambda: None), []
+    flags = [jnp.array(True) for _ in range(8)]
+    number_of = {id(flag): step for step, flag in enumerate(flags)}
+    monkeypatch.setattr(monitor.jax, "device_get", lambda array: reads.append(number_of[id(array)]) or True)
+    for step in range(1, 8):
+        guard.watch(step, flags[step], GOOD)
+        assert reads == list(range(1, step - UNDER_WAY + 1))
+    guard.check()
+    assert reads == list(range(1, 8))
+    guard.check()
+    assert len(reads) == 7
 
 
 @pytest.fixture
