@@ -1,8 +1,11 @@
 """What all networks have in common: the face that training, evaluation and prediction see."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -39,6 +42,23 @@ class NetworkConfig:
     tokenizer: str = ""  # a hub id or "builtin"
 
 
+def in_full_precision(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Has a network that computes in float32 do so on accelerators, too, its gradient included.
+
+    By default jax multiplies float32 matrices in bfloat16 passes on TPUs and in TF32 on GPUs. Who chooses otherwise, by
+    JAX_DEFAULT_MATMUL_PRECISION or `jax.default_matmul_precision`, gets that.
+    """
+
+    @functools.wraps(run)
+    def exact(self: "Network", *args: Any, **options: Any) -> Any:
+        if self.config.dtype != "float32" or jax.config.jax_default_matmul_precision is not None:
+            return run(self, *args, **options)
+        with jax.default_matmul_precision("highest"):
+            return run(self, *args, **options)
+
+    return exact
+
+
 class Network(nnx.Module):
     """An image, and for most networks a sentence, in; one logit a pixel and class out.
 
@@ -48,6 +68,12 @@ class Network(nnx.Module):
 
     config_class: ClassVar[type[NetworkConfig]]
     encoder: ClassVar[tuple[str, ...]] = ()  # the children that `freeze_encoder` means; the others are decoder
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        for name in ("encode_image", "encode_text", "decode"):
+            if name in vars(cls):
+                setattr(cls, name, in_full_precision(vars(cls)[name]))
 
     def __init__(self, config: NetworkConfig, *, rngs: nnx.Rngs):
         self.config = config

@@ -39,7 +39,7 @@ class Sets:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run: its config and folder, its devices, its records, the model that it starts from, and that one's tokenizer."""
+    """Config and folder, devices, records, the model that the run starts from, and that one's tokenizer."""
 
     config: ml_collections.ConfigDict
     workdir: Path
