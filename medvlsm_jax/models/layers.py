@@ -67,8 +67,42 @@ class Linear(nnx.Linear):
     """A dense layer over the last axis, computed as one two-axis matrix product."""
 
     def __call__(self, inputs: Float[Array, "*axes d_in"], out_sharding: Any = None) -> Float[Array, "*axes d_out"]:
-        flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        if self.dtype == jnp.bfloat16:
+            flat = dense(flat.astype(self.dtype), self.kernel[...], None if self.bias is None else self.bias[...])
+        else:
+            flat = super().__call__(flat, out_sharding)
         return flat.reshape(*inputs.shape[:-1], self.out_features)
+
+
+@jax.custom_vjp
+def dense(
+    x: Float[Array, "rows d_in"], kernel: Float[Array, "d_in d_out"], bias: Float[Array, " d_out"] | None
+) -> Float[Array, "rows d_out"]:
+    """A product in the type of `x` whose float32 parameters get float32 gradients.
+
+    The gradients of kernel and bias are sums over rows, which lie on many chips. Left to itself, jax rounds each chip's
+    sum to bfloat16 before they are added up; here they are added up in float32, as the parts of a batch are
+    (`config.accumulation`), at twice the bytes on the wire.
+    """
+    y = x @ kernel.astype(x.dtype)
+    return y if bias is None else y + bias.astype(x.dtype)
+
+
+def dense_forward(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple[Array, Array, bool]]:
+    """The product, and what its gradient needs."""
+    return dense(x, kernel, bias), (x, kernel, bias is None)
+
+
+def dense_backward(kept: tuple[Array, Array, bool], gradient: Array) -> tuple[Array, Array, Array | None]:
+    """The gradients of input, kernel and bias."""
+    x, kernel, has_no_bias = kept
+    of_kernel = jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype)
+    of_bias = None if has_no_bias else gradient.astype(kernel.dtype).sum(0)
+    return gradient @ kernel.astype(gradient.dtype).T, of_kernel, of_bias
+
+
+dense.defvjp(dense_forward, dense_backward)
 
 
 def layer_norm(width: int, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -225,6 +259,10 @@ class Conv(nnx.Conv):
         if not self.is_pointwise:
             return super().__call__(inputs, out_sharding)
         dtype = self.dtype or inputs.dtype
+        if dtype == jnp.bfloat16:
+            flat = inputs.astype(dtype).reshape(-1, inputs.shape[-1])
+            flat = dense(flat, self.kernel[0, 0], None if self.bias is None else self.bias[...])
+            return flat.reshape(*inputs.shape[:-1], self.out_features)
         flat = inputs.astype(dtype).reshape(-1, inputs.shape[-1]) @ self.kernel[0, 0].astype(dtype)
         if self.bias is not None:
             flat += self.bias.astype(dtype)
