@@ -8,10 +8,11 @@ pictures of the best, the median and the worst cases; masks, threshold curves an
 it, the same command goes on from there. Of several checkpoints each has a folder of its own below the output.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +22,24 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from medvlsm_jax import atomic
-from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, load_pretrained
-from medvlsm_jax.config import base_config, model_overrides, reader_options
-from medvlsm_jax.data.annotations import check_classes
-from medvlsm_jax.data.arrayrecord import check_stored_size
-from medvlsm_jax.data.language.conditions import (
-    lines_before,
-)
+from medvlsm_jax.config import base_config, reader_options
 from medvlsm_jax.data.language.prompts import split_prompts
 from medvlsm_jax.data.reading.cache import open_cache
 from medvlsm_jax.data.reading.pipeline import Loader
-from medvlsm_jax.errors import UserError, check_folder, run_program
+from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation import files
 from medvlsm_jax.evaluation.curves import COUNTS_BYTES
 from medvlsm_jax.evaluation.metrics import ORIGINAL
 from medvlsm_jax.evaluation.probes import probe_table
-from medvlsm_jax.evaluation.report import Summary, summarise, summary_table
-from medvlsm_jax.models import check_image_size
-from medvlsm_jax.parallel import sharding
+from medvlsm_jax.evaluation.report import Summary, summary_table
+from medvlsm_jax.models.parameters import Arrays
 from medvlsm_jax.parallel.distributed import start_jax
 from medvlsm_jax.scoring.case_pictures import choose_drawn, draw_cases
-from medvlsm_jax.scoring.outputs import case_rows, describe_run, open_log, score_case, write_tables
-from medvlsm_jax.scoring.plan import Options, check_options, describe_settings, make_conditions, read_done, read_sets
+from medvlsm_jax.scoring.joined_log import JoinedLog, on_first_process
+from medvlsm_jax.scoring.outputs import case_rows, score_case, write_results
+from medvlsm_jax.scoring.plan import Options, Plan, make_plan, read_done
 from medvlsm_jax.scoring.scorer import Scorer
 from medvlsm_jax.scoring.segmenter import make_segmenter
-from medvlsm_jax.scoring.validation import eval_batch_size
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -86,96 +79,69 @@ def evaluate(
     Raises:
         UserError: the checkpoint, a dataset or a prompt type is missing or broken, or options do not go together.
     """
-    # --- Devices, input and model ------------------------------------------------------------------------------------
-    chosen, output = Options(**options), Path(output)
-    check_options(chosen)
-    check_folder("--output", output)
-    if not prompts:
-        raise UserError("--prompt names no prompt type: give p0 … p9, random, 'attributes:size,class', 'text:…'")
     start_jax(config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    sharding.check_batch_size(config.batch_size, mesh)
-    prompts = list(dict.fromkeys(prompts))
-    sets = read_sets(config, datasets, prompts, chosen.split, output)
-    source = load_pretrained(checkpoint, mesh, **model_overrides(config))
-    if config.image_size:
-        check_image_size(source.config)
-    for records in sets.values():
-        check_classes(records, source.config.classes)
-        check_stored_size(records, source.config.image_size)
-    tokenizer = load_model_tokenizer(config.tokenizer or source.tokenizer, source.config)
-    conditions = {name: make_conditions(records, prompts, chosen) for name, records in sets.items()}
-    batch_size = eval_batch_size(max(map(len, sets.values())), config.batch_size, mesh)
-
-    # --- What is done already ----------------------------------------------------------------------------------------
-    settings = describe_settings(config, checkpoint, source, sets, conditions, chosen)
-    is_writer = jax.process_index() == 0
-    if done := sharding.from_first_process(read_done(output, settings) if is_writer else None):
-        print(f"{output} holds this evaluation already; remove {output / files.EVALUATION} to repeat it")
+    plan = make_plan(config, checkpoint, datasets, prompts, Path(output), Options(**options))
+    if done := find_done(plan):
         return done
-    log, trouble = open_log(output, settings) if is_writer else (None, "")
-    if trouble := sharding.from_first_process(trouble):
-        raise UserError(trouble)
-    lines = {name: lines_before(conditions[name], len(records), batch_size) for name, records in sets.items()}
-    bytes_each = COUNTS_BYTES if chosen.curves else 0
-    first_steps = sharding.from_first_process(log and log.go_on(lines, bytes_each))
+    bytes_each = COUNTS_BYTES if plan.options.curves else 0
+    log = JoinedLog(plan.output, plan.settings, plan.mesh, plan.lines(), bytes_each)
+    scorer, arrays = make_scorer(plan, reader_options(config.data)), plan.source.arrays
+    with open_loaders(plan, config.data.cache) as loaders:
+        score_cases(scorer, arrays, loaders, log)
+        drawn = log.on_cases(lambda cases: choose_drawn(cases, plan.prompts, plan.options.num_pictures))
+        draw_cases(scorer, arrays, loaders, drawn, plan.output / files.PICTURES)
+    return log.on_cases(lambda cases: write_results(plan, log.written(), cases))
 
-    # --- Scores ------------------------------------------------------------------------------------------------------
-    on_host = functools.partial(score_case, output=output, threshold=source.config.threshold, options=chosen)
-    scorer = Scorer(
-        make_segmenter(source.config, mesh),
-        source.arrays,
-        mesh,
-        batch_size,
-        on_host if chosen.original_size or chosen.save_masks else None,
-        (*ORIGINAL, "one_empty") if chosen.original_size else (),
-        chosen.curves,
-        reader_options(config.data),
+
+def find_done(plan: Plan) -> Summary | None:
+    """The summary of an evaluation that is finished already."""
+    done = on_first_process(plan.output, lambda: read_done(plan.output, plan.settings))
+    if done and jax.process_index() == 0:
+        again = f"remove {plan.output / files.EVALUATION} to repeat it"
+        print(f"{plan.output} holds this evaluation already; {again}")
+    return done
+
+
+def make_scorer(plan: Plan, reading: Mapping[str, Any]) -> Scorer:
+    """What scores the records of a plan; `reading` are `config.reader_options`."""
+    options, network = plan.options, plan.source.config
+    on_host = functools.partial(score_case, output=plan.output, threshold=network.threshold, options=options)
+    return Scorer(
+        make_segmenter(network, plan.mesh),
+        plan.mesh,
+        plan.batch_size,
+        on_host=on_host if options.original_size or options.save_masks else None,
+        host_names=(*ORIGINAL, "one_empty") if options.original_size else (),
+        has_counts=options.curves,
+        reading=reading,
     )
-    count = sum(map(len, sets.values()))
-    bar = tqdm(total=count, desc="scoring", unit="img", disable=None if log else True)
-    with bar, open_cache(config.data.cache, source.config.image_size, count) as cache:
-        loaders = {
+
+
+@contextlib.contextmanager
+def open_loaders(plan: Plan, cache: str) -> Iterator[dict[str, Loader]]:
+    """What reads each dataset; all keep images where `config.data.cache` says."""
+    network = plan.source.config
+    reading = {"image_size": network.image_size, "classes": network.classes}
+    with open_cache(cache, network.image_size, plan.num_records) as opened:
+        yield {
             dataset: Loader(
-                records,
-                tokenizer,
-                prompt="",
-                image_size=source.config.image_size,
-                classes=source.config.classes,
-                cache=cache,
-                variants=conditions[dataset],
+                records, plan.tokenizer, prompt="", cache=opened, variants=plan.conditions[dataset], **reading
             )
-            for dataset, records in sets.items()
+            for dataset, records in plan.sets.items()
         }
+
+
+def score_cases(scorer: Scorer, arrays: Arrays, loaders: Mapping[str, Loader], log: JoinedLog) -> None:
+    """Scores what is left of every dataset, and writes a line for each record and condition, batch by batch."""
+    count = sum(len(loader.records) for loader in loaders.values())
+    is_shown = jax.process_index() == 0
+    with tqdm(total=count, desc="scoring", unit="img", disable=None if is_shown else True) as bar:
         for dataset, loader in loaders.items():
-            first_step = first_steps[dataset]
-            bar.update(min(first_step * batch_size, len(loader.records)))
-            for scores in scorer.score(loader, first_step):
-                if log:
-                    log.append(*case_rows(dataset, loader, scores))
+            first_step = log.first_steps[dataset]
+            bar.update(min(first_step * scorer.batch_size, len(loader.records)))
+            for scores in scorer.score(arrays, loader, first_step):
+                log.append(functools.partial(case_rows, dataset, loader, scores))
                 bar.update(len(scores.indices))
-
-        # --- Pictures and tables -------------------------------------------------------------------------------------
-        cases = log.read() if log else None
-        drawn = None if cases is None else choose_drawn(cases, prompts, chosen.num_pictures)
-        draw_cases(scorer, loaders, sharding.from_first_process(drawn), output / files.PICTURES)
-    summary = None if cases is None else summarise(cases)
-    if log and cases:
-        write_tables(log, cases, summary, prompts, chosen, str(checkpoint))
-        about = describe_run(checkpoint, source)
-        about |= {"datasets": list(sets), "prompts": prompts, "target": config.target}
-        about |= dataclasses.asdict(chosen) | {"settings": settings}
-        atomic.write_text(output / files.EVALUATION, json.dumps(about, indent=1) + "\n")
-    return sharding.from_first_process(summary)
-
-
-# --- Before -----------------------------------------------------------------------------------------------------------
-
-
-# --- Cases ------------------------------------------------------------------------------------------------------------
-
-
-# --- After ------------------------------------------------------------------------------------------------------------
 
 
 def name_outputs(checkpoints: Sequence[str], output: Path) -> dict[str, Path]:
@@ -197,10 +163,11 @@ def main(_: list[str]) -> None:
     options = {field.name: args[field.name].value for field in dataclasses.fields(Options)}
     for checkpoint, output in name_outputs(args.checkpoint, Path(args.output)).items():
         summary = evaluate(args.config, checkpoint, args.dataset, split_prompts(args.prompt), output, **options)
-        print(summary_table(summary))
-        if args.probe and jax.process_index() == 0:
-            print(probe_table(json.loads((output / files.PROBE).read_text("utf-8"))))
-        print(f"written to {output}")
+        if jax.process_index() == 0:
+            print(summary_table(summary))
+            if args.probe:
+                print(probe_table(json.loads((output / files.PROBE).read_text("utf-8"))))
+            print(f"written to {output}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from medvlsm_jax.models.summary import model_table
 from medvlsm_jax.parallel import sharding
 from medvlsm_jax.parallel.distributed import start_jax
 from medvlsm_jax.parallel.interruption import catch_signals, leave
+from medvlsm_jax.scoring.segmenter import abstract_batch
 from medvlsm_jax.scoring.validation import open_validation
 from medvlsm_jax.training.inputs import open_inputs
 from medvlsm_jax.training.loop import loop
@@ -36,7 +37,7 @@ from medvlsm_jax.training.progress import RunProgress, Timetable, find_learning_
 from medvlsm_jax.training.reports import first_lines, open_report
 from medvlsm_jax.training.run import Run
 from medvlsm_jax.training.start import find_source, start_state, to_save, training_graph
-from medvlsm_jax.training.step import TrainState, TrainStep, abstract_batch, make_optimizer, make_train_step
+from medvlsm_jax.training.step import TrainState, TrainStep, make_optimizer, make_train_step
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, float]:
@@ -85,6 +86,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             return state, values | {"learning_rate": rate}
 
         def validate(step: int, state: TrainState) -> float:
+            assert validation is not None  # else none is due
             results, pictures = validation(state.arrays())
             progress.update(step, results["val/loss"], results["val/dice"])
             report.validated(step, f"epoch {step // run.epoch_steps}/{config.num_epochs}", results, pictures)

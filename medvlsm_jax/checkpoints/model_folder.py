@@ -1,10 +1,12 @@
 """Models on disk, as folders that are converted, finetuned and loaded (`arrays.py` says what they hold)."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +15,36 @@ from jax.sharding import Mesh
 
 from medvlsm_jax import atomic
 from medvlsm_jax.checkpoints.arrays import ARRAYS, MODEL_FILE, abstract_arrays, check_fit, ocp
-from medvlsm_jax.checkpoints.checkpoints import CHECKPOINTS, FROZEN, Checkpoints
+from medvlsm_jax.checkpoints.checkpoints import FROZEN, Checkpoints
 from medvlsm_jax.data.language.tokenizers import Tokenizer, load_tokenizer
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import NETWORKS, abstract_model, network_of, override
 from medvlsm_jax.models.network import Network, NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
-from medvlsm_jax.parallel.sharding import make_mesh
+from medvlsm_jax.parallel.sharding import from_first_process, make_mesh
 
 TOKENIZER_FOLDER = "tokenizer"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model from disk: its description and its arrays, sharded over a mesh."""
+    """A model from disk: its description and its arrays, sharded over a mesh.
+
+    Attributes:
+        config: of the network.
+        graphdef: its structure.
+        arrays: by dotted names.
+        tokenizer: a folder or a hub id.
+        step: of the checkpoint that was read; None for a model folder.
+        fingerprint: changes with the files that were read, by their names, sizes and times.
+    """
 
     config: NetworkConfig
     graphdef: nnx.GraphDef
     arrays: Arrays
-    tokenizer: str  # a folder or a hub id
+    tokenizer: str
+    step: int | None
+    fingerprint: str
 
     def model(self) -> Network:
         """The model itself."""
@@ -107,13 +120,15 @@ def save_model(folder: str | Path, model: Network, tokenizer: Tokenizer | None =
 def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: Any) -> Pretrained:
     """Reads a model folder, or the best checkpoint of a workdir, straight onto the devices of a mesh.
 
+    A training may go on meanwhile: the best checkpoint is chosen once, by the first process for all of them.
+
     Args:
         folder: either of them.
         mesh: the devices; all on `data` when it is not given.
         **overrides: config fields to replace that leave the arrays' shapes alone (`dtype`, `image_size`, …).
 
     Raises:
-        UserError: nothing of that kind is there.
+        UserError: nothing of that kind is there, or it was replaced while it was read.
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
@@ -124,24 +139,49 @@ def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: A
     config = override(config, overrides)
     graphdef, params, stats = split_model(abstract_model(config))
     abstract = abstract_arrays({**params, **stats}, mesh or make_mesh())
+    step = None
     if (folder / ARRAYS).is_dir():
-        check_fit(folder / ARRAYS, ocp.metadata(folder / ARRAYS).metadata, abstract)
-        arrays = ocp.load(folder / ARRAYS, abstract)
+        with unchanged(folder, folder / ARRAYS) as fingerprint:
+            check_fit(folder / ARRAYS, ocp.metadata(folder / ARRAYS).metadata, abstract)
+            arrays = ocp.load(folder / ARRAYS, abstract)
     else:
         with Checkpoints(folder) as checkpoints:
-            arrays = checkpoints.load_arrays(checkpoints.best(), abstract)
-    return Pretrained(config, graphdef, arrays, tokenizer_of(folder, config))
+            step = from_first_process(checkpoints.best())
+            with unchanged(folder, checkpoints.folder / str(step), folder / FROZEN) as fingerprint:
+                arrays = checkpoints.load_arrays(step, abstract)
+    return Pretrained(config, graphdef, arrays, tokenizer_of(folder, config), step, fingerprint)
 
 
-def fingerprint(folder: str | Path) -> str:
-    """Changes with the files that `load_pretrained` reads, by their names, sizes and times; errors are those of it."""
-    folder = Path(folder).absolute()
-    parts = [folder / ARRAYS]
-    if not parts[0].is_dir():
-        with Checkpoints(folder) as checkpoints:
-            parts = [folder / CHECKPOINTS / str(checkpoints.best()), folder / FROZEN]
+@contextlib.contextmanager
+def unchanged(folder: Path, *parts: Path) -> Iterator[str]:
+    """The fingerprint of what is read in the block, so that it is of nothing else.
+
+    Args:
+        folder: of the model.
+        *parts: files and folders in it.
+
+    Raises:
+        UserError: they were changed meanwhile, or are gone.
+    """
+    found = take_fingerprint(folder, parts)
+    message = f"{parts[0]} was replaced while it was read (a training goes on?): give the same command again"
+    try:
+        yield found
+    except Exception as error:
+        if take_fingerprint(folder, parts) != found:
+            raise UserError(message) from error
+        raise
+    if not found or take_fingerprint(folder, parts) != found:
+        raise UserError(message)
+
+
+def take_fingerprint(folder: Path, parts: Sequence[Path]) -> str:
+    """Of names, sizes and times of all files in parts of a folder; empty where one goes away meanwhile."""
     files = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
-    stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    try:
+        stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    except FileNotFoundError:
+        return ""
     return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 

@@ -78,6 +78,7 @@ def verify(
     on_bad: str = ERROR,
     cache: Path | None = None,
     report: Path | None = None,
+    is_shown: bool = True,
 ) -> list[Record]:
     """The records that can be used, after warnings were printed.
 
@@ -87,6 +88,7 @@ def verify(
         on_bad: `error` stops at the first error, `skip` leaves out the records with errors and says how many.
         cache: a json file that remembers what was found; made when missing.
         report: a csv file that receives the findings, if there are any and the run goes on.
+        is_shown: whether to print them: of processes that compute together one does.
 
     Raises:
         UserError: there are errors and `on_bad` is `error`, no record is left, or `on_bad` is another word.
@@ -100,11 +102,11 @@ def verify(
         more = f"; {counted(len(errors) - 1, 'more error')}" if len(errors) > 1 else ""
         hint = "--config.data.on_bad=skip leaves such records out" if on_bad == ERROR else "no record is left"
         raise UserError(f"{errors[0]}{more} ({hint}; tools/prepare_data.py --verify lists everything)")
-    if findings:
+    if findings and is_shown:
         print(findings_table(findings))
     if report is not None and (findings or report.exists()):
         atomic.write_csv(report, findings_rows(findings))
-    if errors:
+    if errors and is_shown:
         listed = "" if report is None else f", see {report}"
         print(f"skipped {len(bad)} of {len(records)} records with errors{listed}")
     return [record for i, record in enumerate(records) if i not in bad]

@@ -9,8 +9,8 @@ OVERLAP = ("dice", "iou", "precision", "recall")
 ORIGINAL = (*(f"{name}_original" for name in OVERLAP), "hd95", "nsd")  # found on the host, by original.py
 BINS = 100  # of probabilities, between thresholds of whole percents
 # Numbers of numpy's: XLA would multiply by the reciprocal of 100, and miss some thresholds by a bit.
-UPPER_EDGES = np.float32(np.arange(1, BINS + 1) / BINS)
-LOWER_EDGES = np.concatenate([np.float32([-1]), UPPER_EDGES[:-1]])
+UPPER_EDGES = (np.arange(1, BINS + 1) / BINS).astype(np.float32)
+LOWER_EDGES = np.append(np.float32(-1), UPPER_EDGES[:-1])
 PIXELS_AT_ONCE = 4096  # of each image, BINS numbers a pixel
 
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -27,10 +26,10 @@ from medvlsm_jax.models.parameters import split_model
 from medvlsm_jax.models.summary import training_flops
 from medvlsm_jax.parallel import sharding
 from medvlsm_jax.parallel.chips import Chip, find_chip
-from medvlsm_jax.scoring.validation import make_eval_step
+from medvlsm_jax.scoring.segmenter import Segmenter, abstract_batch, make_segmenter
 from medvlsm_jax.training.freezing import freezing, split_trained
 from medvlsm_jax.training.start import Source, find_source, training_graph
-from medvlsm_jax.training.step import TrainState, abstract_batch, make_optimizer, make_train_step
+from medvlsm_jax.training.step import TrainState, make_optimizer, make_train_step
 
 EXAMPLES = "v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x8"
 GENERATIONS = ("v5e", "v5p", "v6e")
@@ -132,7 +131,7 @@ class AbstractRun:
     """The steps of a training run and the shapes that they are called with, each with its sharding."""
 
     train_step: Any
-    eval_step: Any
+    segmenter: Segmenter
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
 
@@ -142,7 +141,7 @@ class AbstractRun:
 
     def lower_eval(self) -> Any:
         """The evaluation step, likewise."""
-        return self.eval_step.lower(self.state.arrays(), self.batch)
+        return self.segmenter.lower(self.state.arrays(), self.batch)
 
 
 def abstract_run(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractRun:
@@ -168,8 +167,8 @@ def abstract_run(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractRun:
     graphdef = training_graph(config, source)
     options = {"accumulation": config.accumulation, "seed": config.seed, "ema": config.ema}
     train_step = make_train_step(graphdef, optimizer, loss, mesh, state, **options)
-    eval_step = make_eval_step(nnx.graphdef(model), mesh, loss, probabilities=True)
-    return AbstractRun(train_step, eval_step, state, abstract_batch(source.config, config.batch_size, mesh))
+    segmenter = make_segmenter(source.config, mesh, loss)
+    return AbstractRun(train_step, segmenter, state, abstract_batch(source.config, config.batch_size, mesh))
 
 
 def source_of(config: ml_collections.ConfigDict) -> Source:

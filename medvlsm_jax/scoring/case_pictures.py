@@ -15,7 +15,8 @@ from medvlsm_jax.evaluation.cases import Cases
 from medvlsm_jax.evaluation.files import KINDS
 from medvlsm_jax.evaluation.original import mask_overlap
 from medvlsm_jax.evaluation.pictures import captioned_sheet, file_name, overlay, resize_probability
-from medvlsm_jax.parallel.sharding import local_rows
+from medvlsm_jax.models.parameters import Arrays
+from medvlsm_jax.scoring.joined_log import cannot_write, raise_together
 from medvlsm_jax.scoring.scorer import Scorer
 from medvlsm_jax.text import percent
 
@@ -36,11 +37,17 @@ def choose_drawn(cases: Cases, prompts: Sequence[str], count: int) -> dict[str, 
 
 def draw_cases(
     scorer: Scorer,
+    arrays: Arrays,
     loaders: Mapping[str, Loader],
     chosen: Mapping[str, Mapping[str, Mapping[str, Sequence[int]]]],
     folder: Path,
 ) -> None:
-    """Draws the chosen records below `folder`; each process those of its own rows."""
+    """Draws the chosen records below `folder`; each process those of its own rows.
+
+    Raises:
+        UserError: on all processes, when one cannot write; not before all are done, for they compute together.
+    """
+    trouble = None
     for dataset, by_prompt in chosen.items():
         loader = loaders[dataset]
         names: dict[tuple[str, int], list[str]] = {}  # of the pictures of a record; of few records it is best and worst
@@ -50,18 +57,20 @@ def draw_cases(
                     names.setdefault((prompt, index), []).append(f"{kind}_{n}.jpg")
         indices = sorted({index for _, index in names})
         part = select_records(loader, indices, list(by_prompt))
-        for batch, _, probabilities in scorer.segment(part) if indices else ():
-            rows = np.flatnonzero(batch["valid"]).tolist()
-            for prompt, probability in probabilities:
-                maps = local_rows(probability)[..., 0]
-                for row in rows:
-                    index = indices[batch["index"][row]]
-                    for name in names.get((prompt, index), ()):
-                        path = folder / dataset / file_name(prompt) / name
+        for answer in scorer.segment(arrays, part) if indices else ():
+            prompt, maps = answer.condition, answer.maps()
+            for row in np.flatnonzero(answer.batch["valid"]).tolist():
+                index = indices[answer.batch["index"][row]]
+                for name in names.get((prompt, index), ()):
+                    path = folder / dataset / file_name(prompt) / name
+                    sentence = sentence_of(loader.variants[prompt], index) if loader.variants else ""
+                    picture = draw_case(loader.records[index], maps[row], scorer.segmenter.threshold, sentence)
+                    try:
                         path.parent.mkdir(parents=True, exist_ok=True)
-                        sentence = sentence_of(loader.variants[prompt], index) if loader.variants else ""
-                        picture = draw_case(loader.records[index], maps[row], scorer.segmenter.threshold, sentence)
                         picture.save(path, quality=88)
+                    except OSError as error:
+                        trouble = cannot_write(folder, error)
+    raise_together(trouble, scorer.mesh)
 
 
 def select_records(loader: Loader, indices: Sequence[int], names: Sequence[str]) -> Loader:

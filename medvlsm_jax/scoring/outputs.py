@@ -1,7 +1,7 @@
 """What an evaluation writes: lines of cases.csv, masks, tables and pages."""
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from medvlsm_jax import atomic
 from medvlsm_jax.checkpoints.model_folder import Pretrained
 from medvlsm_jax.data.annotations import Record
-from medvlsm_jax.data.groups import GROUPS, cluster_of, groups_of
+from medvlsm_jax.data.groups import cluster_of, groups_of
 from medvlsm_jax.data.images import open_image, to_rgb
 from medvlsm_jax.data.language.conditions import is_asked, sentence_of
 from medvlsm_jax.data.reading.pipeline import Loader
@@ -21,19 +21,12 @@ from medvlsm_jax.evaluation.curves import summarise_curves
 from medvlsm_jax.evaluation.original import score_original
 from medvlsm_jax.evaluation.pictures import file_name, write_prediction
 from medvlsm_jax.evaluation.probes import summarise_probes
-from medvlsm_jax.evaluation.report import Summary
+from medvlsm_jax.evaluation.report import Summary, summarise
 from medvlsm_jax.models import network_of, preset_of
 from medvlsm_jax.reporting.probe_page import write_probe_page
-from medvlsm_jax.scoring.plan import Options
+from medvlsm_jax.scoring.joined_log import cannot_write
+from medvlsm_jax.scoring.plan import Options, Plan
 from medvlsm_jax.scoring.scorer import BatchScores
-
-
-def open_log(output: Path, settings: Mapping[str, Any]) -> tuple[CaseLog | None, str]:
-    """The log of an evaluation, or why there can be none."""
-    try:
-        return CaseLog(output, case_files.columns(GROUPS), settings, files.RESULTS), ""
-    except OSError as error:
-        return None, f"--output={output} cannot be written ({error.strerror}): choose another folder"
 
 
 def score_case(
@@ -46,10 +39,18 @@ def score_case(
     threshold: float,
     options: Options,
 ) -> dict[str, float]:
-    """The scores of one image at its own size; writes its mask, probability and overlay if that is asked for."""
+    """The scores of one image at its own size; writes its mask, probability and overlay if that is asked for.
+
+    Raises:
+        UserError: they cannot be written.
+    """
     if options.save_masks:
         path = (output / files.MASKS / record.dataset / file_name(condition) / record.name).with_suffix("")
-        write_prediction(path.parent, path.name, to_rgb(open_image(record.image)), probability, threshold, truth > 0)
+        image = to_rgb(open_image(record.image))
+        try:
+            write_prediction(path.parent, path.name, image, probability, threshold, truth > 0)
+        except OSError as error:
+            raise cannot_write(output, error) from error
     if not options.original_size:
         return {}
     spacing = record.spacing or (1.0, 1.0)
@@ -73,22 +74,32 @@ def case_rows(dataset: str, loader: Loader, scores: BatchScores) -> tuple[list[d
     return rows, counts
 
 
-def write_tables(
-    log: CaseLog, cases: Cases, summary: Summary | None, prompts: Sequence[str], options: Options, title: str
-) -> None:
+def write_results(plan: Plan, log: CaseLog, cases: Cases) -> Summary:
+    """Writes the tables of all cases, what else is asked for, and at last that the evaluation is finished."""
+    summary = summarise(cases)
+    write_tables(plan, log, cases, summary)
+    about = describe_run(plan.checkpoint, plan.source)
+    about |= {"datasets": list(plan.sets), "prompts": plan.prompts, "target": plan.target}
+    about |= dataclasses.asdict(plan.options) | {"settings": plan.settings}
+    write_json(plan.output / files.EVALUATION, about)
+    return summary
+
+
+def write_tables(plan: Plan, log: CaseLog, cases: Cases, summary: Summary) -> None:
     """Writes cases.csv, metrics.json, and curves.json, probe.json and probe.html where they are asked for."""
-
-    def write(name: str, content: Any) -> None:
-        atomic.write_text(log.folder / name, json.dumps(content, indent=1) + "\n")
-
-    if options.curves:
-        write(files.CURVES, summarise_curves(cases, log.folder / case_files.COUNTS))
-    if options.probe:
-        probes = summarise_probes(cases, prompts)
-        write(files.PROBE, probes)
-        write_probe_page(log.folder / files.PROBE_PAGE, probes, title)
-    write(files.METRICS, summary)
+    if plan.options.curves:
+        write_json(plan.output / files.CURVES, summarise_curves(cases, plan.output / case_files.COUNTS))
+    if plan.options.probe:
+        probes = summarise_probes(cases, plan.prompts)
+        write_json(plan.output / files.PROBE, probes)
+        write_probe_page(plan.output / files.PROBE_PAGE, probes, plan.checkpoint)
+    write_json(plan.output / files.METRICS, summary)
     log.finish()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a json file, whole or not at all."""
+    atomic.write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def describe_run(checkpoint: str | Path, source: Pretrained) -> dict[str, Any]:

@@ -10,21 +10,33 @@ from typing import Any
 
 import jax
 import ml_collections
+from jax.sharding import Mesh
 
-from medvlsm_jax.checkpoints.model_folder import Pretrained, fingerprint
-from medvlsm_jax.data.annotations import Record, select_target
+from medvlsm_jax.checkpoints.model_folder import Pretrained, load_model_tokenizer, load_pretrained
+from medvlsm_jax.config import model_overrides
+from medvlsm_jax.data.annotations import Record, check_classes, select_target
+from medvlsm_jax.data.arrayrecord import check_stored_size
 from medvlsm_jax.data.cards import JOIN, split_members
 from medvlsm_jax.data.facts import default_cache
 from medvlsm_jax.data.groups import cluster_of, groups_of
 from medvlsm_jax.data.integrity import verify
-from medvlsm_jax.data.language.conditions import Conditions, perturbed_conditions, prompt_conditions, split_ensemble
+from medvlsm_jax.data.language.conditions import (
+    Conditions,
+    lines_before,
+    perturbed_conditions,
+    prompt_conditions,
+    split_ensemble,
+)
+from medvlsm_jax.data.language.tokenizers import Tokenizer
 from medvlsm_jax.data.loading import load_split
 from medvlsm_jax.data.reading.cache import stamp
-from medvlsm_jax.errors import UserError
+from medvlsm_jax.errors import UserError, check_folder
 from medvlsm_jax.evaluation import files
 from medvlsm_jax.evaluation.probes import probed_name
 from medvlsm_jax.evaluation.report import Summary
-from medvlsm_jax.models import network_of
+from medvlsm_jax.models import check_image_size, network_of
+from medvlsm_jax.parallel import sharding
+from medvlsm_jax.scoring.scorer import eval_batch_size
 
 VERSION = 1  # raise it when the same command gives other numbers
 
@@ -55,6 +67,86 @@ class Options:
     num_pictures: int = 3
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is evaluated, on what, and where it goes: all that is known before an image is scored.
+
+    Attributes:
+        checkpoint: as it was given.
+        output: receives everything.
+        options: what is asked for besides.
+        prompts: prompt types, each once.
+        target: the class that the records are of; empty: any.
+        source: the model.
+        tokenizer: None for a network that reads no sentence.
+        mesh: the devices.
+        sets: dataset -> its records.
+        conditions: dataset -> what is asked of them.
+        batch_size: of all processes together.
+        settings: all that the numbers depend on.
+    """
+
+    checkpoint: str
+    output: Path
+    options: Options
+    prompts: list[str]
+    target: str
+    source: Pretrained
+    tokenizer: Tokenizer | None
+    mesh: Mesh
+    sets: dict[str, list[Record]]
+    conditions: dict[str, Conditions]
+    batch_size: int
+    settings: dict[str, Any]
+
+    @property
+    def num_records(self) -> int:
+        """Of all datasets."""
+        return sum(map(len, self.sets.values()))
+
+    def lines(self) -> dict[str, list[int]]:
+        """How many lines of cases.csv come before each batch of a dataset, and behind the last one."""
+        return {
+            name: lines_before(self.conditions[name], len(records), self.batch_size)
+            for name, records in self.sets.items()
+        }
+
+
+def make_plan(
+    config: ml_collections.ConfigDict,
+    checkpoint: str | Path,
+    datasets: Sequence[str],
+    prompts: Sequence[str],
+    output: Path,
+    options: Options,
+) -> Plan:
+    """Checks everything, reads the records and the model; arguments are those of `evaluate.evaluate`.
+
+    Raises:
+        UserError: something is missing, broken or does not fit.
+    """
+    check_options(options)
+    check_folder("--output", output)
+    if not prompts:
+        raise UserError("--prompt names no prompt type: give p0 … p9, random, 'attributes:size,class', 'text:…'")
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch_size(config.batch_size, mesh)
+    prompts = list(dict.fromkeys(prompts))
+    sets = read_sets(config, datasets, prompts, options.split, output)
+    source = load_pretrained(checkpoint, mesh, **model_overrides(config))
+    if config.image_size:
+        check_image_size(source.config)
+    for records in sets.values():
+        check_classes(records, source.config.classes)
+        check_stored_size(records, source.config.image_size)
+    tokenizer = load_model_tokenizer(config.tokenizer or source.tokenizer, source.config)
+    conditions = {name: make_conditions(records, prompts, options) for name, records in sets.items()}
+    batch_size = eval_batch_size(max(map(len, sets.values())), config.batch_size, mesh)
+    settings = describe_settings(config, source, sets, conditions, options)
+    about = (str(checkpoint), output, options, prompts, config.target)
+    return Plan(*about, source, tokenizer, mesh, sets, conditions, batch_size, settings)
+
+
 def check_options(options: Options) -> None:
     """Raises a UserError when options make no sense, or not together."""
     if not 0 <= options.tolerance < math.inf or options.num_pictures < 0:
@@ -74,11 +166,12 @@ def read_sets(
     select_target([record for records in found.values() for record in records], config.target)
     selected = {name: select_target(records, config.target, is_required=False) for name, records in found.items()}
     cache = default_cache(config.data_dir)
-    sets = {}
+    sets, is_first = {}, jax.process_index() == 0
     for name, records in selected.items():
-        report = output / "findings" / f"{name}.csv" if jax.process_index() == 0 else None
         if records:
-            sets[name] = verify(records, *prompts, on_bad=config.data.on_bad, cache=cache, report=report)
+            report = output / "findings" / f"{name}.csv" if is_first else None
+            options = {"on_bad": config.data.on_bad, "cache": cache, "report": report, "is_shown": is_first}
+            sets[name] = verify(records, *prompts, **options)
     return sets
 
 
@@ -95,7 +188,6 @@ def make_conditions(records: Sequence[Record], prompts: Sequence[str], options: 
 
 def describe_settings(
     config: ml_collections.ConfigDict,
-    checkpoint: str | Path,
     source: Pretrained,
     sets: Mapping[str, Sequence[Record]],
     conditions: Mapping[str, Conditions],
@@ -111,7 +203,7 @@ def describe_settings(
     model = {"network": network_of(source.config), **dataclasses.asdict(source.config)}
     return {
         "version": VERSION,
-        "checkpoint": fingerprint(checkpoint),
+        "checkpoint": source.fingerprint,
         "tokenizer": config.tokenizer,
         "records": digest.hexdigest(),
         "model": hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest(),

@@ -79,8 +79,9 @@ def read_split(
     What is wrong with images, masks and prompts is found here, before anything else starts.
     """
     records = load_records(config.data_dir, config.dataset, split, is_required=is_required)
-    report = workdir / "findings" / f"{split}.csv" if jax.process_index() == 0 else None
-    cache = default_cache(config.data_dir)
-    records = verify(records, config.prompt, on_bad=config.data.on_bad, cache=cache, report=report)
+    is_first, cache = jax.process_index() == 0, default_cache(config.data_dir)
+    report = workdir / "findings" / f"{split}.csv" if is_first else None
+    options = {"on_bad": config.data.on_bad, "cache": cache, "report": report, "is_shown": is_first}
+    records = verify(records, config.prompt, **options)
     records = select_target(records, config.target, is_required=is_required)
     return select_amount(records, config.data_num, config.seed) if split == "train" else records

@@ -13,9 +13,8 @@ from jax.sharding import Mesh
 
 from medvlsm_jax.losses import Loss
 from medvlsm_jax.models.apply import Batch, Values, forward
-from medvlsm_jax.models.network import NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
-from medvlsm_jax.parallel.sharding import REPLACED, batch_sharding, gather_whole, replicated, tree_shardings
+from medvlsm_jax.parallel.sharding import batch_sharding, gather_whole, replicated, tree_shardings
 
 
 class TrainState(NamedTuple):
@@ -63,31 +62,6 @@ def scalar_on(mesh: Mesh, value: float) -> jax.Array:
     """A float32 number on all devices, sent there once as long as it stays the same."""
     with jax.transfer_guard("allow"):  # it is meant
         return jax.make_array_from_callback((), replicated(mesh), lambda _: np.float32(value))
-
-
-def abstract_batch(config: NetworkConfig, rows: int, mesh: Mesh, outputs: Batch | None = None) -> Batch:
-    """Shapes and shardings of a batch of so many rows; `outputs` of frozen encoders stand for what they are made of."""
-    size = config.image_size
-    shapes: Batch = {
-        "image": ((size, size, 3), jnp.uint8),
-        "mask": ((size, size, 1), jnp.uint8),
-        "index": ((), jnp.int32),
-        "valid": ((), jnp.bool_),
-    }
-    if config.text is not None:
-        shapes |= dict.fromkeys(("input_ids", "attention_mask"), ((config.text.context_length,), jnp.int32))
-    if config.classes:
-        shapes["class_index"] = ((), jnp.int32)
-    for kind in outputs or {}:
-        for name in REPLACED[f"{kind}_features"]:
-            del shapes[name]
-
-    def leaf(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_sharding(mesh))
-
-    batch = {name: leaf(*shape) for name, shape in shapes.items()}
-    features = {f"{kind}_features": tree for kind, tree in (outputs or {}).items()}
-    return batch | jax.tree.map(lambda x: leaf(x.shape[1:], x.dtype), features)
 
 
 def new_state(

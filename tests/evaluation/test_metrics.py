@@ -128,7 +128,7 @@ def test_what_exceeds_any_threshold_is_counted(probability):
             np.testing.assert_array_equal(counts[:, row, k:].sum(-1), expected, err_msg=f"threshold {k} %")
 
 
-def test_counting_needs_no_scatter_and_little_memory():
+def test_counting_looks_no_bin_up_and_needs_little_memory():
     # A TPU scatters one pixel after another. At 352 x 352, a batch of 8 and 100 bins at once would be 400 MB.
     images = jax.ShapeDtypeStruct((8, 352, 352, 1), jnp.float32)
     lowered = jax.jit(probability_counts).lower(images, images)

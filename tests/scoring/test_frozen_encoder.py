@@ -21,9 +21,9 @@ from medvlsm_jax.models.apply import encoder_outputs
 from medvlsm_jax.models.parameters import split_model
 from medvlsm_jax.parallel.sharding import put_batch, tree_shardings
 from medvlsm_jax.scoring.frozen_encoder import FrozenEncoder, num_bytes
-from medvlsm_jax.scoring.validation import make_eval_step
+from medvlsm_jax.scoring.segmenter import abstract_batch, make_segmenter
 from medvlsm_jax.training.freezing import set_training_mode, split_trained
-from medvlsm_jax.training.step import abstract_batch, make_train_step, new_state
+from medvlsm_jax.training.step import make_train_step, new_state
 
 SIZES = {
     "cris_tiny": {"vision": {"layers": (1, 1, 1, 1), "width": 8}, "image_size": 32},
@@ -66,9 +66,8 @@ def test_a_step_on_the_encoders_outputs_is_the_step_on_their_inputs(sample, tmp_
             step = make_train_step(nnx.graphdef(model), optax.identity(), LOSSES["dice_bce"], mesh, state)
             with jax.default_matmul_precision("highest"):
                 values = step(state, put_batch(batch, mesh), 0.0)[1]
-                scores = make_eval_step(nnx.graphdef(models.abstract_model(config)), mesh, LOSSES["dice_bce"])(
-                    arrays, put_batch(batch, mesh)
-                )
+                segmenter = make_segmenter(config, mesh, LOSSES["dice_bce"])
+                ((_, scores),) = segmenter.answers(arrays, put_batch(batch, mesh), {})
             seen.append([*(float(value) for value in values.values()), *np.asarray(scores["loss"])])
     for other in seen[1:]:
         np.testing.assert_allclose(other, seen[0], rtol=1e-5)  # the norm of the gradient

@@ -22,12 +22,12 @@ def probabilities(network, mesh_of, batches, exact_matmul):
 
     def run(variants, mirrored, devices: int = 2) -> dict[str, np.ndarray]:
         mesh = mesh_of(devices)
-        batch = {name: batches[0][name] for name in ("image", "mask")} | {"variants": variants}
+        batch = {name: batches[0][name] for name in ("image", "mask", "index", "valid")} | {"variants": variants}
         arrays = {**network.params, **network.stats}
         arrays = jax.device_put(arrays, tree_shardings(arrays, mesh))
         segmenter = make_segmenter(network.config, mesh)
-        found = segmenter.probabilities(arrays, put_batch(batch, mesh), mirrored)
-        return {name: np.asarray(probability) for name, probability in found}
+        found = segmenter.answers(arrays, put_batch(batch, mesh), mirrored)
+        return {name: np.asarray(values["probability"]) for name, values in found}
 
     return run
 
