@@ -29,9 +29,10 @@ quickstart: $(VENV)/runtime.stamp  ## train, evaluate and predict on the sample 
 test: $(VENV)/dev.stamp  ## run the tests on up to four cores (PYTEST_FLAGS=...)
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
-lint: $(VENV)/dev.stamp  ## check style, format and types
+lint: $(VENV)/dev.stamp  ## check style, format, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/basedpyright
 
 format: $(VENV)/dev.stamp  ## mend style and format
