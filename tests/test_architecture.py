@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(
-    path for folder in ("medvlsm_jax", "configs", "tools", "benchmarks") for path in (ROOT / folder).rglob("*.py")
-)
+FOLDERS = ("medvlsm_jax", "configs", "tools", "benchmarks")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 ROOMS = sorted({path.parent for path in FILES if path.is_relative_to(ROOT / "medvlsm_jax")})
 LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"  # what `make lint` calls
 
@@ -59,4 +58,5 @@ def test_no_function_has_more_than_100_lines():
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(ROOT)))
 def test_a_room_says_in_its_first_line_what_it_is(room):
     docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
-    assert docstring and docstring.splitlines()[0].endswith(".")
+    assert docstring, "an __init__.py starts with a docstring that says what the room is"
+    assert docstring.splitlines()[0].endswith(".")
