@@ -9,7 +9,7 @@ UV ?= $(BIN)/uv
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-dev install-torch quickstart test lint format bench lock clean
+.PHONY: help install install-dev install-torch install-newest quickstart test lint format bench lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ install-dev: $(VENV)/dev.stamp  ## install the tools for test and lint as well
 
 install-torch: $(VENV)/runtime.stamp  ## install PyTorch and MONAI, for the parity tests and PyTorch checkpoints
 	$(PIP_INSTALL) torch==2.13.0 monai==1.6.1
+
+install-newest: | $(BIN)/pip  ## install the newest versions that pyproject.toml allows, in place of the locked ones
+	$(PIP_INSTALL) --upgrade --upgrade-strategy=eager --editable='.[dev,torch,monai]'
+	@touch $(VENV)/runtime.stamp $(VENV)/dev.stamp
 
 # Huge pages spare XLA on CPU most page faults of its fresh buffers: 96 instead of 67 images/s here. Other systems ignore it.
 quickstart bench: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
