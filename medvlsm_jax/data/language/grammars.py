@@ -213,15 +213,16 @@ def read_none(grammar: Grammar, prompts: Prompts) -> dict[str, str]:
 
 def read_word(grammar: Grammar, known: Words, attribute: str, text: str) -> dict[str, str]:
     """The word of an attribute in a sentence that otherwise tells what is known; nothing if the rest is different."""
-
-    def make(word: str) -> str:
-        return grammar.compose({**known, attribute: word}, ())[0]
-
-    before, _, after = make(MARK).partition(MARK)
+    before, _, after = tell(grammar, known, attribute, MARK).partition(MARK)
     found = text.removeprefix(before).removesuffix(after)
     # A capital may belong to the sentence, not to the word; and one tumor is not "tumors", as any other number is.
-    words = [word for word in (found.lower(), found, "one") if word and make(word) == text]
+    words = [word for word in (found.lower(), found, "one") if word and tell(grammar, known, attribute, word) == text]
     return {attribute: words[0]} if words else {}
+
+
+def tell(grammar: Grammar, known: Words, attribute: str, word: str) -> str:
+    """The sentence that tells what is known, and a word for one attribute more."""
+    return grammar.compose({**known, attribute: word}, ())[0]
 
 
 def read_descriptions(prompts: Prompts) -> tuple[str, ...]:
