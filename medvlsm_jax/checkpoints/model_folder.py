@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -106,15 +105,11 @@ def save_model(folder: str | Path, model: Network, tokenizer: Tokenizer | None =
     is_model_folder = (target / MODEL_FILE).is_file() and (target / ARRAYS).is_dir()
     if target.exists() and not is_model_folder and any(target.iterdir()):
         raise UserError(f"{target} exists and is no model folder: choose another --output")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     _, params, stats = split_model(model)
-    try:
+    with atomic.replacing(target) as temporary:
         write_description(temporary, model.config, tokenizer)
         ocp.save(temporary / ARRAYS, {**params, **stats})
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: Any) -> Pretrained:

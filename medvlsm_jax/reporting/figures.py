@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.cbook import boxplot_stats
 from matplotlib.figure import Figure
 
+from medvlsm_jax import atomic
 from medvlsm_jax.reporting.figure_style import INK, colour, drawing, hatch, line, linestyle, marker, patch, shorten
 
 WIDTH, COLUMN = 6.9, 3.3  # inches: the width of a page's text, and of one of its two columns
@@ -334,10 +334,7 @@ def write_figure(folder: Path, name: str, figure: Figure) -> set[Path]:
     name = re.sub(r"[^\w+-]+", "-", name)
     written = set()
     for ending, metadata in (("pdf", {"CreationDate": None, "Creator": None, "Producer": None}), ("png", {})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=ending, metadata=metadata)
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, folder / f"{name}.{ending}")
+        with atomic.replacing(folder / f"{name}.{ending}") as temporary:
+            figure.savefig(temporary, format=ending, metadata=metadata)
         written.add(folder / f"{name}.{ending}")
     return written

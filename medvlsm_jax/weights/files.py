@@ -3,7 +3,6 @@
 No Python code in a file is ever executed.
 """
 
-import os
 import pickle
 import struct
 import warnings
@@ -17,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from medvlsm_jax import atomic
 from medvlsm_jax.errors import UserError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -161,16 +161,12 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> 
     if path.suffix not in (".safetensors", *TORCH_ENDINGS):
         raise UserError(f"{path}: give a file that ends in .safetensors, {', '.join(TORCH_ENDINGS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic.replacing(path) as temporary:
         if path.suffix == ".safetensors":
             save_file(dict(state_dict), temporary, metadata={"format": "pt"})  # transformers asks for the format
         else:
             torch = import_torch(f"writing {path.name}")
             torch.save({name: torch.from_numpy(np.array(array)) for name, array in state_dict.items()}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def import_torch(purpose: str) -> Any:

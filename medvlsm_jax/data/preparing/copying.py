@@ -2,15 +2,15 @@
 
 import functools
 import hashlib
-import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from medvlsm_jax import atomic
 from medvlsm_jax.data.images import open_image, to_rgb
 from medvlsm_jax.data.preparing.importers.item import KEPT, Item
 from medvlsm_jax.errors import UserError
@@ -54,7 +54,9 @@ def write_image(items: tuple[Item, ...], folder: Path, subfolder: str, max_side:
     if not path.exists():
         size = shrunk_size(image.size, max_side)
         if isinstance(source, Path) and size == image.size and source.suffix.lower() in KEPT:
-            replace_file(path, lambda temporary: shutil.copyfile(source, temporary))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic.replacing(path) as temporary:
+                shutil.copyfile(source, temporary)
         else:
             save(path, resized(image, size))
     written = [item.mask for item in items if write_mask(item, folder / "masks" / subfolder, image.size, max_side)]
@@ -105,12 +107,6 @@ def save(path: Path, image: Image.Image) -> None:
     """Writes an image in the format of the path's suffix."""
     kind = FORMATS[path.suffix]
     options = {"quality": QUALITY} if kind == "JPEG" else {}
-    replace_file(path, lambda temporary: image.save(temporary, kind, **options))
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside `path` and renames it; what a killed run left beside it is written over by the next."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    with atomic.replacing(path) as temporary:
+        image.save(temporary, kind, **options)

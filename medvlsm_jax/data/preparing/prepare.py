@@ -80,6 +80,7 @@ def prepare(
     splits = {"annotations": "published" if annotations else "generated", "seed": seed, "on_leak": on_leak}
     if finished := claim(folder, files, splits):
         return finished
+    atomic.remove_abandoned(folder)
     digests, masks = write_files(items, folder, card.subfolder, max_side=max_side, workers=workers)
     images = folder / "images" / card.subfolder
     rows = [row_of(item, digests, images) for item in items if item.mask in masks]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medvlsm_jax import atomic
 from medvlsm_jax.data.annotations import parse_record, parse_spacing
 from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.files import read_csv, read_json
@@ -135,8 +136,6 @@ def back_up(folder: Path) -> None:
         raise UserError(
             f"{folder / 'anns'} is not of this program, and {folder / BACKUP} is there already: move one of them away"
         )
-    temporary = folder / f".{BACKUP}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(folder / "anns", temporary)
-    temporary.rename(folder / BACKUP)
+    with atomic.replacing(folder / BACKUP) as temporary:
+        shutil.copytree(folder / "anns", temporary)
     print(f"the annotations found in {folder / 'anns'} are kept in {folder / BACKUP}")

@@ -187,7 +187,9 @@ def test_a_run_that_was_cut_off_is_continued(download, tmp_path, monkeypatch, da
     }
     whole = [name for name in contents(tmp_path / "whole" / dataset) if name.startswith("images/")]
     lost = next(name for name in whole if not (folder / name).exists())
-    (folder / lost).with_name(f".{Path(lost).name}.tmp").write_bytes(b"half")
+    half = (folder / lost).with_name(".0123456789abcdef.tmp")  # as `atomic.replacing` names it
+    half.write_bytes(b"half")
+    os.utime(half, (0, 0))
     prepare(CARDS[dataset], raw, tmp_path / "data", workers=1, per_class=dataset == "bkai_polyp")
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
     after = times(folder)
