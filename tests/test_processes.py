@@ -9,7 +9,7 @@ from pathlib import Path
 
 PROGRAM = """
 import os, time
-from medvlsm_jax.data.processes import process_pool
+from medvlsm_jax.processes import process_pool
 if __name__ == "__main__":
     pool = process_pool(1)
     print(pool.submit(os.getpid).result(), flush=True)

@@ -324,8 +324,9 @@ def test_tensorflow_is_never_asked_for_and_nothing_is_printed(mine, tmp_path):
     program = f"""if 1:
         import sys
         from pathlib import Path
-        from medvlsm_jax.data.arrayrecord import Card, load_store
-        from medvlsm_jax.data.arrayrecord_writer import write_store
+        from medvlsm_jax.data.arrayrecord import load_store
+        from medvlsm_jax.data.cards import Card
+        from medvlsm_jax.data.preparing.arrayrecord_writer import write_store
         assert "tensorflow_datasets" not in sys.modules
         for size in (0, 8):
             store = write_store(Path({str(mine)!r}), Card("mine"), Path({str(tmp_path)!r}), image_size=size)

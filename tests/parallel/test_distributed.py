@@ -300,7 +300,7 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 from medvlsm_jax.config import base_config
 from medvlsm_jax.errors import UserError, run_program
-from medvlsm_jax.training import distributed, sharding
+from medvlsm_jax.parallel import distributed, sharding
 
 def main(argv):
     index = int(os.environ["JAX_PROCESS_ID"])

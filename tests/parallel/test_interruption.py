@@ -62,7 +62,7 @@ def test_the_flag_of_a_process_reaches_every_device(flag, mesh_of):
 
 BUSY = """
 import hashlib
-from medvlsm_jax.training import interruption
+from medvlsm_jax.parallel import interruption
 interruption.PATIENCE = 0.2
 with interruption.catch_signals():
     print("ready", flush=True)

@@ -78,7 +78,7 @@ def test_a_run_asked_to_end_in_a_validation_and_then_killed_twice_ends_with_the_
 
 COMPILE_FOR_MINUTES = """
 import jax, numpy as np
-from medvlsm_jax.training import state
+from medvlsm_jax.training import step
 
 class Step:
     def compile(self, *_):  # what XLA works out while it compiles takes it minutes
@@ -87,7 +87,7 @@ class Step:
         print("compiling now", flush=True)
         lowered.compile()
 
-state.make_train_step = lambda *_, **__: Step()
+step.make_train_step = lambda *_, **__: Step()
 """
 
 

@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 HOLD = """
 from pathlib import Path
-from medvlsm_jax.data import cache
+from medvlsm_jax.data.reading import cache
 cache.SHARED_MEMORY = Path({!r})
 with cache.open_cache("memory", 16, 1) as found:
     print(found.folder, flush=True)

@@ -178,8 +178,8 @@ def test_worker_processes_leave_signals_to_the_program(loader, parsed_flags):
 KILLED = """
 import os, signal, sys, time
 from absl import flags
-from medvlsm_jax.data.annotations import load_records
-from medvlsm_jax.data.pipeline import Loader, train_batches
+from medvlsm_jax.data.loading import load_records
+from medvlsm_jax.data.reading.pipeline import Loader, train_batches
 if __name__ == "__main__":
     flags.FLAGS(sys.argv[:1])
     loader = Loader(load_records(sys.argv[1], "sample", "train"), None, "p6", 16)
