@@ -19,7 +19,7 @@ from tqdm import tqdm
 from medvlsm_jax import atomic
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.files import File
-from medvlsm_jax.data.images import check_mask, check_side, first_channel, open_image
+from medvlsm_jax.data.images import check_side, mask_channel, open_image
 from medvlsm_jax.errors import UserError
 
 VERSION = 1  # raise it when a file's facts are found in another way
@@ -92,8 +92,7 @@ def probe(file: File, is_mask: bool) -> Facts:
 
 def mask_values(file: File, image: Image.Image) -> str:
     """`binary`, `grey` or `faint`; raises a UserError for a mask of 0 and 1."""
-    channel = first_channel(image)
-    check_mask(file, channel)
+    channel = mask_channel(file, image)
     values = np.flatnonzero(channel.histogram()) if channel.mode == "L" else np.unique(np.asarray(channel))
     if 0 < values.max() <= 127:
         return "faint"

@@ -1,16 +1,19 @@
 """Images and masks on the host: Pillow decodes and resizes, as in the original."""
 
+import functools
 import struct
 import warnings
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from medvlsm_jax.data.files import File
 from medvlsm_jax.errors import UserError
 
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
+NOT_DECODED = ("MPEG", "EPS")  # of a film Pillow reads the size alone, for a drawing it needs another program
+LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats whose values are not quite those that were written
 MIN_SIDE = 8  # in pixels; what is smaller stands for an image that was lost
 
 # What Pillow raises for broken files of sixteen formats.
@@ -20,6 +23,18 @@ BROKEN = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error
 # from half of that on it warns of images that it reads all the same. The warning is silenced for the whole process,
 # once, for only that is safe with threads; the limit stays Pillow's, so that nobody's guard is weakened.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+@functools.cache
+def image_endings() -> frozenset[str]:
+    """The endings (`.png`, …) of files in formats that Pillow decodes; of others it knows the name, or writes them."""
+    endings = Image.registered_extensions()  # which loads all formats, and so comes first
+    decoded = {
+        name
+        for name, (reader, _) in Image.OPEN.items()
+        if name not in NOT_DECODED and not (isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile))
+    }
+    return frozenset(ending for ending, name in endings.items() if name in decoded | {"MPO"})  # a JPEG, to the reader
 
 
 def open_image(path: File) -> Image.Image:
@@ -63,12 +78,20 @@ def first_channel(image: Image.Image) -> Image.Image:
     return (image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr", "PA") else image).getchannel(0)
 
 
-def check_mask(path: File, channel: Image.Image) -> None:
-    """Raises a UserError for a mask's channel of 0 and 1, of which a threshold at 127 would leave nothing."""
-    # Pillow is faster, but finds no extrema in some deep modes.
-    largest = channel.getextrema()[1] if channel.mode == "L" else np.asarray(channel).max()
-    if largest == 1:
-        raise UserError(f"{path} holds the values 0 and 1, but masks are 0 and 255: multiply it by 255")
+def mask_channel(path: File, image: Image.Image) -> Image.Image:
+    """The `first_channel` of a whole mask, before anything is resized: a small object may be missed by that.
+
+    Raises:
+        UserError: it is of 0 and 1, of which a threshold at 127 would leave nothing. Of a lossy format that is no
+            reason: an empty mask is all 1 in a JPEG of quality 70, and 0 and 1 beside each other in a part of one.
+    """
+    channel = first_channel(image)
+    if image.format not in LOSSY and image.info.get("compression") != "jpeg":
+        # Pillow is faster, but finds no extrema in some deep modes.
+        largest = channel.getextrema()[1] if channel.mode == "L" else np.asarray(channel).max()
+        if largest == 1:
+            raise UserError(f"{path} holds the values 0 and 1, but masks are 0 and 255: multiply it by 255")
+    return channel
 
 
 def threshold(channel: Image.Image) -> UInt8[np.ndarray, "h w"]:
@@ -82,9 +105,7 @@ def read_mask(path: File) -> UInt8[np.ndarray, "h w"]:
     Raises:
         UserError: the file cannot be decoded, or its values are 0 and 1 where 0 and 255 are expected.
     """
-    channel = first_channel(open_image(path))
-    check_mask(path, channel)
-    return threshold(channel)
+    return threshold(mask_channel(path, open_image(path)))
 
 
 def load_pair(image_path: File, mask_path: File, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -93,13 +114,12 @@ def load_pair(image_path: File, mask_path: File, size: int) -> tuple[np.ndarray,
     Raises:
         UserError: a file cannot be read or is tiny, the mask holds 0 and 1, or image and mask differ in size.
     """
-    image, channel = open_image(image_path), first_channel(open_image(mask_path))
+    image, mask = open_image(image_path), open_image(mask_path)
     check_side(image_path, image.size)
-    check_sizes(image_path, image.size, mask_path, channel.size)
-    # The nearest filter only picks pixels: the few that it leaves are checked and thresholded, as all would be.
-    channel = channel.resize((size, size), Image.Resampling.NEAREST)
-    check_mask(mask_path, channel)
-    return resize_image(image, size), threshold(channel)[..., None]
+    check_sizes(image_path, image.size, mask_path, mask.size)
+    # The nearest filter only picks pixels: the few that it leaves are thresholded, as all would be.
+    picked = mask_channel(mask_path, mask).resize((size, size), Image.Resampling.NEAREST)
+    return resize_image(image, size), threshold(picked)[..., None]
 
 
 def check_side(path: File, size: tuple[int, int]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from medvlsm_jax.data.facts import probe
 from medvlsm_jax.data.images import load_pair, open_image, read_mask, resize_image, to_rgb
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.errors import UserError
@@ -129,6 +130,43 @@ def test_an_empty_mask_is_empty(tmp_path):
 def test_a_mask_of_zeros_and_ones_is_an_error_that_says_how_to_mend_it(tmp_path):
     path = save(noise(4, 4) // 128, tmp_path / "m.png")
     assert error_of(read_mask, path) == f"{path} holds the values 0 and 1, but masks are 0 and 255: multiply it by 255"
+
+
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("at", [(0, 0), (3, 3)])
+def test_a_mask_of_zeros_and_ones_is_refused_whatever_resizing_would_pick_of_it(tmp_path, size, at):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[at] = 1
+    path = save(mask, tmp_path / "m.png")
+    assert "holds the values 0 and 1" in error_of(load_pair, path, path, size)
+
+
+@pytest.mark.parametrize(("at", "side"), [(10, 3), (14, 4), (19, 3)])
+def test_what_resizing_leaves_of_a_small_object_in_a_jpeg_is_no_mask_of_zeros_and_ones(tmp_path, at, side):
+    truth = np.zeros((128, 128), np.uint8)
+    truth[at : at + side, at : at + side] = 1
+    image, path = save(noise(128, 128, 3), tmp_path / "a.png"), save(255 * truth, tmp_path / "m.jpg", quality=95)
+    assert open_image(path).resize((24, 24), Image.Resampling.NEAREST).getextrema() == (0, 1)  # which stopped runs
+    assert probe(path, True).error == ""
+    assert not load_pair(image, path, 24)[1].any()
+    np.testing.assert_array_equal(read_mask(path), truth)
+
+
+@pytest.mark.parametrize("quality", range(50, 71, 2))
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_an_empty_mask_in_a_jpeg_is_empty_though_its_values_may_be_1(tmp_path, mode, quality):
+    path = save(Image.new(mode, (40, 40)), tmp_path / "m.jpg", quality=quality)
+    assert not read_mask(path).any()
+    assert not load_pair(path, path, 16)[1].any()
+
+
+def test_a_part_of_a_jpeg_mask_that_holds_its_ringing_alone_is_empty(tmp_path):
+    truth = np.zeros((64, 64), np.uint8)
+    truth[10:13, 10:13] = 255
+    whole = open_image(save(truth, tmp_path / "whole.jpg", quality=95))
+    path = save(whole.crop((8, 8, 16, 9)).resize((40, 40), Image.Resampling.NEAREST), tmp_path / "m.jpg", quality=95)
+    assert open_image(path).getextrema() == (0, 1)
+    assert not read_mask(path).any()
 
 
 @pytest.mark.parametrize("reader", [open_image, read_mask, lambda path: load_pair(path, path, 16)])
