@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medvlsm_jax.data.cards import Card
-from medvlsm_jax.data.files import File
+from medvlsm_jax.data.files import File, leads_out
 from medvlsm_jax.errors import UserError
 
 
@@ -54,7 +54,7 @@ def parse_record(entry: Any, card: Card, root: Path, where: str) -> Record:
     for folder, name in zip(folders, (image, mask), strict=True):
         if not isinstance(name, str):
             raise UserError(f"{where}: {name!r} is no file name")
-        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        if leads_out(name) or not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{where}: {name} leads out of {folder}")
     attributes = entry.get("attributes") or {}
     if not isinstance(attributes, dict) or not all(isinstance(word, str) for word in attributes.values()):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, runtime_checkable
 
@@ -28,6 +29,11 @@ class File(Protocol):
     def stat(self) -> os.stat_result:
         """Time and size, which change when the content does."""
         ...
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name that a file gives may lie outside of the folder in which it is looked for, or written."""
+    return name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or "\0" in name
 
 
 def read_json(path: Path) -> Any:

@@ -111,6 +111,7 @@ def test_a_folder_needs_no_card(tmp_path):
         ("name = 'a+b'", "name must be the name of a folder"),
         ("name = 'a'\nlicense = 'x'", "unknown field license; the fields are name, title"),
         ("name = 'a'\ntargets = 'polyp'", "targets must be a list of strings, not 'polyp'"),
+        ("name = 'a'\nsubfolder = '../b'", "subfolder must be the name of a folder below images, not '../b'"),
         ("name = 'a'\ntitle = 3", "title must be a string, not 3"),
         ("name = 'a'\n[counts]\ntraining = 3", "counts must be a table of train, val, test with counts"),
         ("name = 'a'\n[counts]\ntrain = -3", "counts must be a table"),
@@ -123,6 +124,12 @@ def test_a_card_with_a_slip_is_named(card_file, text, message):
         read_card(path)
     assert path in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../other/mine", "/data/mine", "a/../../b"])
+def test_a_dataset_outside_of_the_data_folder_is_refused_for_its_outputs_would_lie_outside_of_theirs(name):
+    with pytest.raises(UserError, match=f"dataset '{name}' leads out of data_dir"):
+        named_card(name)
 
 
 def test_a_missing_card_is_named(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medvlsm_jax.data.files import leads_out
 from medvlsm_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -74,7 +75,10 @@ def read_card(path: str | Path) -> Card:
     name = values.get("name")
     if not isinstance(name, str) or not name or Path(name).name != name or JOIN in name:
         raise UserError(f"card {path}: name must be the name of a folder in data_dir, not {name!r}")
-    return Card(**{field: check_field(path, field, value) for field, value in values.items()})
+    card = Card(**{field: check_field(path, field, value) for field, value in values.items()})
+    if card.subfolder and leads_out(card.subfolder):
+        raise UserError(f"card {path}: subfolder must be the name of a folder below images, not {card.subfolder!r}")
+    return card
 
 
 def check_field(path: Path, field: str, value: Any) -> Any:
@@ -114,6 +118,10 @@ def named_card(dataset: str) -> Card:
         return Card(dataset, title="a pool", modality="several", members=dict.fromkeys(SPLITS, names))
     if dataset.endswith(".toml"):
         return read_card(dataset)
+    if leads_out(dataset):  # what is written for a dataset is named after it
+        raise UserError(
+            f"dataset {dataset!r} leads out of data_dir: give the name of a folder in it, or another data_dir"
+        )
     return CARDS.get(dataset, Card(dataset))
 
 

@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
+from medvlsm_jax.data.files import leads_out
 from medvlsm_jax.data.images import open_image, to_rgb
+from medvlsm_jax.errors import UserError
 
 JPEG = (".jpg", ".jpeg")
 KEPT = (".png", *JPEG)  # formats that are copied; others become PNG
@@ -43,6 +45,14 @@ class Item:
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     keep_empty: bool = True
     read_extent: Callable[[], tuple[float, float]] | None = None
+
+    def __post_init__(self):
+        for name in (self.image, self.mask):
+            if leads_out(name):
+                raise UserError(
+                    f"the download has a name in it that makes {name!r}, which would be written outside of the "
+                    "dataset's folder: rename it, or download it anew"
+                )
 
 
 def image_name(path: Path, stem: str = "") -> str:

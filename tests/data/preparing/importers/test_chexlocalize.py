@@ -1,6 +1,7 @@
 """CheXlocalize: polygons become masks at the size of the image, labels become words."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from medvlsm_jax.data.cards import CARDS
 from medvlsm_jax.data.preparing.importers import find_items
+from medvlsm_jax.data.preparing.prepare import prepare
 from medvlsm_jax.errors import UserError
 
 CARD = CARDS["chexlocalize"]
@@ -32,6 +34,21 @@ def test_several_polygons_are_one_mask(download):
     assert mask[0, 0]
     assert mask[17, 21]
     assert not mask[10, 10]
+
+
+@pytest.mark.parametrize("name", ["/../../../../escaped", "x/../../../../escaped", "..\\..\\escaped/..", "a\0b"])
+def test_a_finding_whose_name_leads_out_of_the_folder_is_an_error_that_names_it(download, tmp_path, name):
+    raw = download("chexlocalize")
+    path = next(raw.rglob("gt_annotations_val.json"))
+    content = json.loads(path.read_text())
+    findings = next(iter(content.values()))
+    findings[name] = next(value for key, value in findings.items() if key != "img_size" and value)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(repr(f"_{name.lower()}.png")[2:])) as error:
+        prepare(CARD, raw, tmp_path / "data", workers=1)
+    assert "outside of the dataset's folder" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("*escaped*"))
 
 
 def test_a_finding_without_polygons_is_no_object(download):
