@@ -20,13 +20,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, load_pretrained
-from medvlsm_jax.data.images import open_image, resize_image, to_rgb
+from medvlsm_jax.data.images import image_endings, open_image, resize_image, to_rgb
 from medvlsm_jax.data.language.tokenizers import Tokenizer
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.models.apply import forward
 from medvlsm_jax.models.layers import AnyArray
 from medvlsm_jax.models.network import Network, NetworkConfig
+
+NAMED = 5  # files that are left out, in a line
 
 
 def predict(
@@ -38,6 +40,7 @@ def predict(
     tokenizer: str = "",
     threshold: float | None = None,
     batch_size: int = 8,
+    dtype: str = "float32",
 ) -> list[Path]:
     """Segments every image with one sentence, and returns the paths of the masks.
 
@@ -49,12 +52,13 @@ def predict(
         tokenizer: a hub id or a folder; empty takes the checkpoint's.
         threshold: a probability; None takes the model's.
         batch_size: images that go through the model at once.
+        dtype: of the computation, as in an evaluation float32 whatever the training computed in; or bfloat16.
 
     Raises:
         UserError: the checkpoint is broken, the prompt is missing or no class, or some images cannot be read; the
             others are written all the same.
     """
-    source = load_pretrained(checkpoint)
+    source = load_pretrained(checkpoint, dtype=dtype)
     model, config = source.model(), source.config
     request = make_request(config, load_model_tokenizer(tokenizer or source.tokenizer, config), prompt)
     names = output_names(images)
@@ -116,13 +120,21 @@ def find_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"--image={path} does not exist: give an image or a folder of images")
-    endings = Image.registered_extensions()
-    images = sorted(
-        p for p in path.iterdir() if p.suffix.lower() in endings and p.is_file() and not p.name.startswith(".")
-    )
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    endings = image_endings()
+    images = [file for file in files if file.suffix.lower() in endings]
+    others = [file.name for file in files if file.suffix.lower() not in endings]
     if not images:
-        raise UserError(f"--image={path} holds no images")
+        found = f", but {listed(others)}" if others else ""
+        raise UserError(f"--image={path} holds no images that Pillow reads{found}")
+    if others:
+        print(f"left out, for Pillow reads no image of such a name: {listed(others)}")
     return images
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def output_names(images: Sequence[Path]) -> dict[Path, str]:
@@ -149,7 +161,13 @@ def main(_: list[str]) -> None:
     args = flags.FLAGS
     images = find_images(Path(args.image))
     written = predict(
-        args.checkpoint, images, args.prompt, args.output, tokenizer=args.tokenizer, threshold=args.threshold
+        args.checkpoint,
+        images,
+        args.prompt,
+        args.output,
+        tokenizer=args.tokenizer,
+        threshold=args.threshold,
+        dtype=args.dtype,
     )
     print(f"{len(written)} masks, probabilities and overlays written to {args.output}")
 
@@ -163,5 +181,6 @@ if __name__ == "__main__":
     flags.DEFINE_float(
         "threshold", None, "A probability; the model's own when not given.", lower_bound=0, upper_bound=1
     )
+    flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Of the computation.")
     flags.mark_flags_as_required(["checkpoint", "image", "output"])
     run_program(main)

@@ -180,6 +180,15 @@ def take_fingerprint(folder: Path, parts: Sequence[Path]) -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
-def load(path: str | Path, **overrides: Any) -> Network:
-    """A converted or finetuned model from its folder; of a workdir, the checkpoint with the best validation Dice."""
-    return load_pretrained(path, **overrides).model()
+def load(path: str | Path, *, dtype: str = "float32", **overrides: Any) -> Network:
+    """A converted or finetuned model from its folder; of a workdir, the checkpoint with the best validation Dice.
+
+    Args:
+        path: of either.
+        dtype: of the computation, "float32" or "bfloat16", whatever the training computed in.
+        **overrides: other fields of the config to replace, as of `load_pretrained`.
+
+    Raises:
+        UserError: nothing of that kind is there.
+    """
+    return load_pretrained(path, dtype=dtype, **overrides).model()

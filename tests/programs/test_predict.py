@@ -1,12 +1,14 @@
 """Pictures of any kind in, masks of their own size out; a broken one does not spoil the others."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from medvlsm_jax.data.images import open_image
+import medvlsm_jax as mv
+from medvlsm_jax.data.images import image_endings, open_image
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.predict import find_images, predict
 
@@ -96,8 +98,60 @@ def test_a_folder_is_searched_for_images_alone(tmp_path):
     assert find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
 
 
+def test_what_pillow_knows_by_name_alone_is_left_out_and_said_so_in_one_line(tmp_path, capsys):
+    others = ["a.pdf", "b.mpg", "c.h5", "d.dcm", "e.nii.gz", "f.eps", "g.wmf", "h.grib", "i.palm"]
+    for name in ["scan.png", "scan.jp2", "stereo.mpo", ".hidden", *others]:
+        (tmp_path / name).touch()
+    assert [path.name for path in find_images(tmp_path)] == ["scan.jp2", "scan.png", "stereo.mpo"]
+    said = capsys.readouterr().out
+    assert said == (
+        "left out, for Pillow reads no image of such a name: a.pdf, b.mpg, c.h5, d.dcm, e.nii.gz and 4 more\n"
+    )
+
+
+def test_a_folder_of_images_alone_needs_no_word(tmp_path, capsys):
+    (tmp_path / "scan.png").touch()
+    find_images(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_every_ending_that_counts_is_of_a_format_that_becomes_pixels(tmp_path):
+    """Of those that Pillow writes as well; of some others it decodes old files only."""
+    tried = set()
+    for ending in sorted(image_endings()):
+        path = tmp_path / f"image{ending}"
+        kind = Image.registered_extensions()[ending]
+        if kind in Image.SAVE and kind not in ("ICNS", "ICO"):  # of fixed sizes
+            Image.new("1" if kind in ("MSP", "XBM") else "P" if kind == "BLP" else "RGB", (16, 16)).save(path, kind)
+            assert open_image(path).size == (16, 16)
+            tried.add(kind)
+    assert {"PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000", "MPO", "GIF"} <= tried
+
+
+@pytest.mark.parametrize(("dtype", "options"), [("float32", {}), ("bfloat16", {"dtype": "bfloat16"})])
+def test_a_run_of_an_accelerator_predicts_in_float32_unless_asked_otherwise(
+    run_copy, tmp_path, monkeypatch, dtype, options
+):
+    description = json.loads((run_copy / "model.json").read_text())
+    description["config"]["dtype"] = "bfloat16"  # what `auto` means there
+    (run_copy / "model.json").write_text(json.dumps(description))
+    computed = []
+
+    def look(model, images, request):
+        computed.append(model.config.dtype)
+        return np.zeros((len(images), 32, 32, 1), np.float32)
+
+    monkeypatch.setattr("medvlsm_jax.predict.segment", look)
+    predict(run_copy, [save(tmp_path / "a.png", "RGB")], "one polyp", tmp_path / "out", **options)
+    assert computed == [dtype]
+    assert mv.load(run_copy, **options).config.dtype == dtype
+
+
 def test_no_images_are_an_error_that_names_the_flag(tmp_path):
-    with pytest.raises(UserError, match=f"--image={tmp_path} holds no images"):
+    with pytest.raises(UserError, match=f"--image={tmp_path} holds no images that Pillow reads$"):
+        find_images(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=f"--image={tmp_path} holds no images that Pillow reads, but notes.txt$"):
         find_images(tmp_path)
     with pytest.raises(UserError, match=f"--image={tmp_path / 'nowhere'} does not exist"):
         find_images(tmp_path / "nowhere")
