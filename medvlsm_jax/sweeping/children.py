@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from medvlsm_jax.parallel.interruption import EXIT_AGAIN, EXIT_CTRL_C
-from medvlsm_jax.sweeping.devices import Share
+from medvlsm_jax.sweeping.devices import Share, pin
 from medvlsm_jax.sweeping.runs import DONE, LOG, read_run
 
 POLL = 0.1  # seconds between looks at the processes
@@ -94,9 +94,7 @@ class Children:
                 pass_fds=[lock.fileno()],  # so that the run stays locked if this program dies first
                 start_new_session=True,  # Ctrl-C comes to this program alone, which passes it on
             )
-        if share.cores:
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(process.pid, share.cores)
+        pin(process.pid, share.cores)
         child = Child(folder, process, lock, share, time.monotonic(), log_start)
         self.running.append(child)
         return child

@@ -1,5 +1,6 @@
 """How several runs at a time share the devices of one machine."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -42,7 +43,7 @@ def share_devices(jobs: int, environ: Mapping[str, str] = os.environ) -> list[Sh
         return share_gpus(gpus, jobs)
     if not is_cpu and (chips := list_tpu_chips(environ)):
         return share_tpu(chips, jobs)
-    return share_cores(sorted(os.sched_getaffinity(0)), jobs)
+    return share_cores(usable_cores(), jobs)
 
 
 def share_gpus(gpus: Sequence[str], jobs: int) -> list[Share]:
@@ -71,6 +72,20 @@ def share_cores(cores: Sequence[int], jobs: int) -> list[Share]:
         raise UserError(f"--jobs={jobs}: this machine has {len(cores)} CPU cores, and each run needs one")
     each = len(cores) // jobs
     return [Share(cores=frozenset(cores[i * each : (i + 1) * each])) for i in range(jobs)]
+
+
+def usable_cores() -> list[int]:
+    """The CPU cores that this process may use; all of the machine where the system does not tell (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def pin(process: int, cores: frozenset[int]) -> None:
+    """Keeps a process on some cores, where the system can do that (Linux) and the process has not ended yet."""
+    if cores and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process, cores)
 
 
 def list_gpus(environ: Mapping[str, str]) -> list[str]:
