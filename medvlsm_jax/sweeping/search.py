@@ -1,7 +1,8 @@
 """A search for the best values of a run's config, by optuna; each trial is a run in a process of its own.
 
-The study lies in OUTPUT/study.db, so that several programs can share it and a killed one can go on. A trial's folder is
-OUTPUT/trial_NUMBER, the workdir of its training. The value of a trial is its best mean validation Dice, 0 to 1.
+The study lies in OUTPUT/study.journal, to which every program adds lines, so that several machines can share it and a
+killed one can go on: SQLite is not safe on file systems that machines share. A trial's folder is OUTPUT/trial_NUMBER,
+the workdir of its training. The value of a trial is its best mean validation Dice, 0 to 1.
 """
 
 import copy
@@ -16,9 +17,9 @@ from typing import IO, Any
 
 import ml_collections
 import optuna
-from optuna.exceptions import OptunaError
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from medvlsm_jax import atomic
@@ -27,7 +28,8 @@ from medvlsm_jax.errors import UserError
 from medvlsm_jax.sweeping.children import FAILED, STOPPED, Child, Children
 from medvlsm_jax.sweeping.runs import DONE, STARTED, changed_fields, training_config, try_lock, write_run
 
-STUDY = "study.db"
+STUDY, NAME = "study.journal", "search"
+OLD_STUDY = "study.db"  # SQLite, where searches were until their folders could be shared
 TRIALS = "trials.csv"
 FOLDER, BASE = "folder", "config"  # user attributes of a trial, of the study
 SCORE = "val/dice"  # in metrics.jsonl, once an epoch
@@ -44,10 +46,12 @@ def open_study(output: Path, base: ml_collections.ConfigDict) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
-        try:
+        with reporting_broken(output / OLD_STUDY):
+            take_over(output)
+        with reporting_broken(output / STUDY):
             study = optuna.create_study(
-                storage=f"sqlite:///{(output / STUDY).absolute()}",
-                study_name="search",
+                storage=open_journal(output / STUDY),
+                study_name=NAME,
                 direction="maximize",
                 pruner=PRUNER,
                 load_if_exists=True,
@@ -55,17 +59,56 @@ def open_study(output: Path, base: ml_collections.ConfigDict) -> optuna.Study:
             old = study.user_attrs.get(BASE)
             if old is None:
                 study.set_user_attr(BASE, as_json(base))
-        except (SQLAlchemyError, OptunaError) as error:
-            raise UserError(
-                f"{output / STUDY} cannot be read ({str(error).splitlines()[0]}): if it is broken, put back a copy or "
-                "choose another --output"
-            ) from error
     if changed := changed_fields(old or {}, as_json(base)):
         raise UserError(
             f"{output} holds a search of another config: {', '.join(changed)} differ. Give the old values, or choose "
             "another --output"
         )
     return study
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """The study in a file, new or continued; raises ValueError when it is no such file.
+
+    A power cut may leave half a line at its end, which is cut off: the next line would be written behind it.
+    """
+    lock = JournalFileOpenLock(str(path))  # an exclusive file, as NFS has it from version 3 on; kept 30 s by the dead
+    storage = JournalFileBackend(str(path), lock_obj=lock)
+    lock.acquire()
+    try:
+        with path.open("r+b") as file:
+            content = file.read()
+            if content and not content.startswith(b"{"):
+                raise ValueError("it is no journal of optuna's")
+            if not content.endswith(b"\n"):
+                file.truncate(content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+    return JournalStorage(storage)
+
+
+def take_over(output: Path) -> None:
+    """Copies the trials of a search that was begun with SQLite, once; the old file is left as it is."""
+    if (output / STUDY).exists() or not (output / OLD_STUDY).exists():
+        return
+    with atomic.replacing(output / STUDY) as temporary:
+        optuna.copy_study(
+            from_study_name=NAME,
+            from_storage=f"sqlite:///{(output / OLD_STUDY).absolute()}",
+            to_storage=open_journal(temporary),
+        )
+
+
+@contextmanager
+def reporting_broken(path: Path) -> Iterator[None]:
+    """Makes one line of whatever optuna, SQLite or json say against a study's file."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path} cannot be read ({reason}): if it is broken, put back a copy or choose another --output"
+        ) from error
 
 
 @contextmanager

@@ -24,6 +24,8 @@ from medvlsm_jax.sweeping.runs import read_run, training_config
 
 optuna = pytest.importorskip("optuna")
 
+from optuna.storages.journal import JournalFileOpenLock  # noqa: E402
+
 from medvlsm_jax.sweeping import search  # noqa: E402
 
 # It pretends: the validation Dice rises to the learning rate, over twelve epochs, or goes on to do so.
@@ -182,11 +184,70 @@ def test_a_failed_trial_is_tried_again_by_the_next_search(base, tmp_path):
     assert study.best_params["learning_rate"] == 0.5
 
 
-@pytest.mark.parametrize("is_folder", [False, True])
-def test_a_broken_study_is_named_in_one_line(base, tmp_path, is_folder):
-    path = tmp_path / "study.db"
-    path.mkdir() if is_folder else path.write_text("no database" * 99)
-    with pytest.raises(UserError, match=r"^.*study.db cannot be read \(.*\): if it is broken, put back a copy .*$"):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("study.journal", None),
+        ("study.journal", "no journal" * 99),
+        ("study.journal", '{"op_code": 0}\n' * 2),
+        ("study.journal", "{half\n" * 2),
+        ("study.db", "no database" * 99),
+    ],
+)
+def test_a_broken_study_is_named_in_one_line(base, tmp_path, name, content):
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=rf"^.*{name} cannot be read \(.*\): if it is broken, put back a copy .*$"):
+        search.open_study(tmp_path, base)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_study_is_a_journal_with_an_exclusive_lock_file_as_machines_can_share_it(base, tmp_path, monkeypatch):
+    locks: list[str] = []
+    acquire = JournalFileOpenLock.acquire
+    monkeypatch.setattr(JournalFileOpenLock, "acquire", lambda self: locks.append(self._lock_file) or acquire(self))
+    enqueue(base, tmp_path, 0.5)
+    assert set(locks) == {str(tmp_path / "study.journal.lock")}
+    lines = (tmp_path / "study.journal").read_text().splitlines()
+    assert len(locks) >= len(lines) >= 3
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_half_a_line_that_a_power_cut_left_is_cut_off(base, tmp_path):
+    enqueue(base, tmp_path, 0.5)
+    whole = (tmp_path / "study.journal").read_text()
+    (tmp_path / "study.journal").write_text(whole + '{"op_code": 4, "wor')
+    study = enqueue(base, tmp_path, 0.6)
+    assert [trial.system_attrs["fixed_params"]["learning_rate"] for trial in study.get_trials()] == [0.5, 0.6]
+    assert (tmp_path / "study.journal").read_text().startswith(whole)
+
+
+def test_a_search_that_was_begun_with_sqlite_goes_on(base, tmp_path):
+    file = f"sqlite:///{tmp_path / 'study.db'}"
+    old = optuna.create_study(storage=file, study_name="search", direction="maximize")
+    old.set_user_attr("config", as_json(base))
+    for rate in (0.4, 0.6, 0.5):
+        old.enqueue_trial({"learning_rate": rate, "loss": "dice_bce"})
+    finished, killed = old.ask(), old.ask()
+    for trial in (finished, killed):
+        suggest(trial, base.copy_and_resolve_references())
+    finished.report(0.4, 0)
+    old.tell(finished, 0.4)
+    content = (tmp_path / "study.db").read_bytes()
+
+    study = run_search(base, tmp_path, 3)
+    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert study.get_trials()[0].intermediate_values == {0: 0.4}
+    trials = {search.folder_name(trial): trial for trial in study.get_trials()}
+    assert {name: trial.params["learning_rate"] for name, trial in trials.items()} == {
+        "trial_0000": 0.4,
+        "trial_0001": 0.6,
+        "trial_0002": 0.5,
+    }
+    assert (tmp_path / "study.db").read_bytes() == content
+    base.dataset = "isic"
+    with pytest.raises(UserError, match="holds a search of another config: dataset differ"):
         search.open_study(tmp_path, base)
 
 
