@@ -1,6 +1,7 @@
 """The fields of a run's config, and how a config string overrides them."""
 
 import json
+import re
 from typing import Any
 
 import jax
@@ -134,11 +135,14 @@ def apply_overrides(config: ml_collections.ConfigDict, arg: str | None) -> ml_co
     return config
 
 
+PROMPTS = re.compile(r"(\w+\.)?prompts?=")  # of a config, and of a sweep: prompts=, evaluation.prompts=
+
+
 def split_items(arg: str) -> list[str]:
     """The items between commas; in a prompt (`prompt=attributes:size,class`) and in json they belong to the value."""
     items: list[str] = []
     for part in filter(None, arg.split(",")):
-        if items and "=" not in part and (items[-1].startswith("prompt=") or "={" in items[-1]):
+        if items and "=" not in part and (PROMPTS.match(items[-1]) or "={" in items[-1]):
             items[-1] += f",{part}"
         else:
             items.append(part)
