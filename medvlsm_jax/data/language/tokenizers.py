@@ -1,7 +1,9 @@
 """Sentences to token ids, with a Hugging Face tokenizer from a hub id or a folder, or the built-in one."""
 
+import contextlib
 import os
 import string
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,23 @@ class Tokenizer:
         self.backend.save_pretrained(str(folder))
 
 
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """While transformers is imported: without its advice to install PyTorch, which its tokenizers do without.
+
+    Its warnings come all the same, and its advice too once it is imported.
+    """
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
 def load_tokenizer(name: str, context_length: int, pad_token_id: int | None = None) -> Tokenizer:
     """A tokenizer by hub id or folder, or `builtin`, which needs no download; padding as `Tokenizer` has it.
 
@@ -76,7 +95,8 @@ def load_tokenizer(name: str, context_length: int, pad_token_id: int | None = No
     """
     if name == BUILTIN:
         return Tokenizer(builtin_tokenizer(), context_length, pad_token_id)
-    from transformers import AutoTokenizer
+    with without_advice():
+        from transformers import AutoTokenizer
 
     try:
         backend = AutoTokenizer.from_pretrained(name)
@@ -95,7 +115,9 @@ def builtin_tokenizer() -> Any:
     """A WordPiece tokenizer over the sample's and the paper's words; other words are spelt letter by letter."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+
+    with without_advice():
+        from transformers import PreTrainedTokenizerFast
 
     special = ["[PAD]", "[BOS]", "[UNK]", "[EOS]"]  # Hugging Face's CLIP takes an end token of 2 for something else
     characters = string.ascii_lowercase + string.digits + string.punctuation
