@@ -30,11 +30,11 @@ from medvlsm_jax.parallel import sharding
 from medvlsm_jax.parallel.distributed import start_jax
 from medvlsm_jax.parallel.interruption import catch_signals, leave
 from medvlsm_jax.scoring.segmenter import abstract_batch
-from medvlsm_jax.scoring.validation import open_validation
+from medvlsm_jax.scoring.validation import Validation, open_validation
 from medvlsm_jax.training.inputs import open_inputs
 from medvlsm_jax.training.loop import loop
 from medvlsm_jax.training.progress import RunProgress, Timetable, find_learning_rate
-from medvlsm_jax.training.reports import first_lines, open_report
+from medvlsm_jax.training.reports import Report, first_lines, open_report
 from medvlsm_jax.training.run import Run
 from medvlsm_jax.training.start import find_source, start_state, to_save, training_graph
 from medvlsm_jax.training.step import TrainState, TrainStep, make_optimizer, make_train_step
@@ -79,32 +79,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             config, source.config, mesh, inputs.val_loader, inputs.encoder, state.arrays(), is_asked_to_stop
         )
         report = stack.enter_context(open_report(run, inputs, checkpoints, step, progress.log))
-
-        def take_step(step: int, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-            rate = find_learning_rate(config, progress, step, run.total_steps)
-            state, values = train_step(state, batch, rate)
-            return state, values | {"learning_rate": rate}
-
-        def validate(step: int, state: TrainState) -> float:
-            assert validation is not None  # else none is due
-            results, pictures = validation(state.arrays())
-            progress.update(step, results["val/loss"], results["val/dice"])
-            report.validated(step, f"epoch {step // run.epoch_steps}/{config.num_epochs}", results, pictures)
-            return results["val/dice"]
-
-        def save(step: int, state: TrainState, score: float | None) -> None:
-            progress.log = report.positions()
-            checkpoints.save(step, to_save(state, progress, config), score)
-
         interruption.training_begins()
         step, is_stopped = loop(
             state,
             step,
             timetable,
-            validate=validate,
-            save=save,
+            validate=functools.partial(validate, run, progress, validation, report),
+            save=functools.partial(save, run, progress, checkpoints, report),
             next_batch=inputs.next_batch,
-            take_step=take_step,
+            take_step=functools.partial(take_step, run, progress, train_step),
             report=report,
             is_asked_to_stop=is_asked_to_stop,
         )
@@ -152,6 +135,40 @@ def compile_step(run: Run, state: TrainState, outputs: dict[str, Any] | None) ->
         ema=config.ema,
     )
     return step.compile(state, abstract_batch(run.source.config, config.batch_size, run.mesh, outputs))
+
+
+def take_step(
+    run: Run, progress: RunProgress, train_step: TrainStep, step: int, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, Any]]:
+    """The next state and its values, the learning rate among them."""
+    rate = find_learning_rate(run.config, progress, step, run.total_steps)
+    state, values = train_step(state, batch, rate)
+    return state, values | {"learning_rate": rate}
+
+
+def validate(
+    run: Run, progress: RunProgress, validation: Validation | None, report: Report, step: int, state: TrainState
+) -> float:
+    """The mean validation Dice of a state, of which the rules and the writers are told."""
+    assert validation is not None  # else none is due
+    results, pictures = validation(state.arrays())
+    progress.update(step, results["val/loss"], results["val/dice"])
+    report.validated(step, f"epoch {step // run.epoch_steps}/{run.config.num_epochs}", results, pictures)
+    return results["val/dice"]
+
+
+def save(
+    run: Run,
+    progress: RunProgress,
+    checkpoints: Checkpoints,
+    report: Report,
+    step: int,
+    state: TrainState,
+    score: float | None,
+) -> None:
+    """Starts to write a checkpoint, which knows how far the logs reach."""
+    progress.log = report.positions()
+    checkpoints.save(step, to_save(state, progress, run.config), score)
 
 
 def result(step: int, progress: RunProgress) -> dict[str, float]:
