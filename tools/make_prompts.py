@@ -21,7 +21,7 @@ from medvlsm_jax import atomic
 from medvlsm_jax.data.cards import SPLITS, Card, named_card
 from medvlsm_jax.data.language.attributes import MEASURED
 from medvlsm_jax.data.language.grammars import ALIASES, named_grammar
-from medvlsm_jax.data.preparing.annotate import KEEPABLE, Described, annotate, describe
+from medvlsm_jax.data.preparing.annotate import KEEPABLE, Described, annotate, describe_records
 from medvlsm_jax.data.preparing.overrides import read_descriptions_file, read_overrides
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.text import table
@@ -98,7 +98,7 @@ def main(_: list[str]) -> None:
     descriptions = read_descriptions_file(Path(args.descriptions).expanduser()) if args.descriptions else None
     options = {"workers": args.num_workers, "overrides": overrides, "keep": keep, "true_thirds": args.true_thirds}
     if args.compare:
-        compare(describe(folder, card, **options), card, args.output)
+        compare(describe_records(folder, card, **options), card, args.output)
         return
     counts = annotate(folder, card, descriptions=descriptions, **options)
     print(f"{', '.join(f'{split} {counts[split]}' for split in SPLITS)} records written to {folder / 'anns'}")

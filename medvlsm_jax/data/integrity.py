@@ -145,7 +145,7 @@ def inspect_records(
     found = [
         Finding(level, records[indices[0]].dataset, name, text, tuple(indices))
         for (name, is_mask), indices in users.items()
-        for level, text in describe(facts[name, is_mask], is_mask)
+        for level, text in findings_of(facts[name, is_mask], is_mask)
     ]
     found += [*find_mismatches(records, facts), *find_repeated(records)]
     found += [*find_copied(records), *(lack for prompt in prompts for lack in find_unprompted(records, prompt))]
@@ -155,7 +155,7 @@ def inspect_records(
 # --- Findings ---------------------------------------------------------------------------------------------------------
 
 
-def describe(facts: Facts, is_mask: bool) -> Iterator[tuple[str, str]]:
+def findings_of(facts: Facts, is_mask: bool) -> Iterator[tuple[str, str]]:
     """Levels and texts of what is wrong with one file."""
     if facts.error:
         yield ERROR, facts.error

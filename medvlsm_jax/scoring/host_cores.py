@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.images import read_mask
-from medvlsm_jax.data.reading.pipeline import Batch
+from medvlsm_jax.data.reading.pipeline import HostBatch
 from medvlsm_jax.processes import process_pool
 
 WAITING = 2  # batches of one condition whose maps may wait
@@ -35,11 +35,11 @@ class HostCores:
         """
         self.pool, self.on_host, self.records = pool, on_host, records
         self.running: deque[Future[dict[str, float]]] = deque()
-        self.batch: Batch = {}
+        self.batch: HostBatch = {}
         self.masks: dict[int, Future[Mask]] = {}  # of that batch, which all conditions share
 
     def start(
-        self, condition: str, batch: Batch, maps: Float[np.ndarray, "b h w"]
+        self, condition: str, batch: HostBatch, maps: Float[np.ndarray, "b h w"]
     ) -> dict[int, Future[dict[str, float]]]:
         """The jobs of this process's rows of a batch under a condition, by row; waits while too many are waiting."""
         own = {row: self.records[batch["index"][row]] for row in np.flatnonzero(batch["valid"]).tolist()}

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from medvlsm_jax.data.reading.pipeline import Batch, Loader, eval_batches
+from medvlsm_jax.data.reading.pipeline import HostBatch, Loader, eval_batches
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models.apply import Values
 from medvlsm_jax.models.parameters import Arrays
@@ -39,7 +39,7 @@ class Answer:
     """
 
     step: int
-    batch: Batch
+    batch: HostBatch
     condition: str
     probability: jax.Array
     values: Values
@@ -89,7 +89,7 @@ class Scorer:
     on_host: HostScores | None = None
     host_names: Sequence[str] = ()
     has_counts: bool = False
-    complete: Callable[[Batch], Batch] | None = None
+    complete: Callable[[HostBatch], HostBatch] | None = None
     reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def segment(self, arrays: Arrays, loader: Loader, first_step: int = 0) -> Generator[Answer, None, None]:

@@ -53,7 +53,7 @@ def run_sweep(
 
         def tell(name: str, outcome: Outcome, reason: str = "") -> None:
             outcomes[name] = outcome
-            tqdm.write(describe(name, outcome, reason))
+            tqdm.write(outcome_line(name, outcome, reason))
             bar.update()
 
         for name in done:
@@ -88,7 +88,7 @@ def begin(config: ml_collections.ConfigDict, folder: Path, children: Children) -
     return children.start(folder, lock)
 
 
-def describe(name: str, outcome: Outcome, reason: str = "") -> str:
+def outcome_line(name: str, outcome: Outcome, reason: str = "") -> str:
     """One line, and for a failure those that say why."""
     seconds = f" after {outcome.seconds:.0f} s" if outcome.seconds else ""
     return f"{name}: {outcome.status}{seconds}{f', {reason}' if reason else ''}"

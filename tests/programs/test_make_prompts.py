@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from medvlsm_jax.data.cards import Card
-from medvlsm_jax.data.preparing.annotate import describe
+from medvlsm_jax.data.preparing.annotate import describe_records
 
 ROOT = Path(__file__).parents[2]
 CARD = Card("mine", targets=("polyp",))
@@ -92,7 +92,7 @@ def test_a_word_on_one_side_alone_differs(data_dir):
     path = data_dir / "mine" / "anns" / "test.json"
     entries = json.loads(path.read_text())
     path.write_text(json.dumps([entries[0] | {"prompts": {"p1": "polyp", "p2": "square polyp"}}]))
-    pairs = make_prompts.find_pairs(describe(data_dir / "mine", CARD), CARD)
+    pairs = make_prompts.find_pairs(describe_records(data_dir / "mine", CARD), CARD)
     assert [(pair.attribute, pair.published) for pair in pairs if pair.measured != pair.published] == [
         ("number", ""),
         ("size", ""),
@@ -103,7 +103,7 @@ def test_a_word_on_one_side_alone_differs(data_dir):
 
 def test_attributes_that_the_grammar_does_not_tell_are_not_compared(data_dir):
     card = Card("mine", targets=("polyp",), grammar="camus")
-    pairs = make_prompts.find_pairs(describe(data_dir / "mine", card), card)
+    pairs = make_prompts.find_pairs(describe_records(data_dir / "mine", card), card)
     assert {pair.attribute for pair in pairs} == {"shape"}
 
 

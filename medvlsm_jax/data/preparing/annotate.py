@@ -18,7 +18,7 @@ from medvlsm_jax.data.language.grammars import ATTRIBUTES, GENERAL, make_prompts
 from medvlsm_jax.data.loading import split_card
 from medvlsm_jax.data.preparing.overrides import Descriptions, Overrides, check_overrides
 from medvlsm_jax.data.preparing.records_csv import back_up, find_rows, has_words, read_annotated
-from medvlsm_jax.data.preparing.splits import Row
+from medvlsm_jax.data.preparing.splits import RecordLine
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.processes import map_in_processes
 
@@ -38,10 +38,10 @@ class Described:
         published: the same record in the published annotations, if there is one.
     """
 
-    row: Row
+    row: RecordLine
     attributes: Mapping[str, str]
     box: tuple[int, int, int, int] | None
-    published: Row | None
+    published: RecordLine | None
 
 
 def annotate(
@@ -73,7 +73,7 @@ def annotate(
         UserError: a file is missing or broken, a class is not known, an override is of no file, or the descriptions
             are of no class.
     """
-    described = describe(folder, card, workers=workers, overrides=overrides, keep=keep, true_thirds=true_thirds)
+    described = describe_records(folder, card, workers=workers, overrides=overrides, keep=keep, true_thirds=true_thirds)
     check_descriptions(descriptions, described)
     files = {split: [] for split in SPLITS}
     for item in described:
@@ -88,7 +88,7 @@ def annotate(
     return Counter({split: len(entries) for split, entries in files.items()})
 
 
-def describe(
+def describe_records(
     folder: Path,
     card: Card,
     *,
@@ -152,7 +152,7 @@ def make_entry(item: Described, card: Card, descriptions: Descriptions | None) -
 
 
 def measure_rows(
-    rows: Sequence[Row], folder: Path, card: Card, workers: int | None, true_thirds: bool
+    rows: Sequence[RecordLine], folder: Path, card: Card, workers: int | None, true_thirds: bool
 ) -> list[Measured]:
     """What the masks and images of records show, in their order."""
     below = {split: split_card(folder, card, split).subfolder for split in SPLITS}

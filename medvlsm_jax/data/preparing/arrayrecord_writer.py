@@ -27,10 +27,10 @@ from medvlsm_jax.errors import UserError
 
 RECORDS_PER_SHARD = 128  # a shard is held in memory while it is written
 
-Item = tuple[Record, Mapping[str, Any]]  # a record and its entry in the annotation file
+StoreItem = tuple[Record, Mapping[str, Any]]  # a record and its entry in the annotation file
 Example = Mapping[str, Any]  # feature -> bytes or text
-Encode = Callable[[list[Item]], Iterable[Example]]
-Shards = Mapping[str, list[list[Item]]]  # split -> what each of its shards holds
+Encode = Callable[[list[StoreItem]], Iterable[Example]]
+Shards = Mapping[str, list[list[StoreItem]]]  # split -> what each of its shards holds
 
 
 def write_store(
@@ -91,7 +91,7 @@ def write_store(
     return folder
 
 
-def read_items(data_dir: str | Path, card: Card) -> dict[str, list[Item]]:
+def read_items(data_dir: str | Path, card: Card) -> dict[str, list[StoreItem]]:
     """The records of each split that has some, with their entries; their files exist."""
     anns = find_folder(data_dir, card) / "anns"
     records = {split: load_split(data_dir, card, split, is_required=False) for split in SPLITS}
@@ -105,7 +105,7 @@ def read_items(data_dir: str | Path, card: Card) -> dict[str, list[Item]]:
     }
 
 
-def cut(items: list[Item], num_shards: int | None) -> list[list[Item]]:
+def cut(items: list[StoreItem], num_shards: int | None) -> list[list[StoreItem]]:
     """A split in parts whose lengths differ by one at most, none of them empty."""
     count = min(len(items), num_shards or -(-len(items) // RECORDS_PER_SHARD))
     ends = [len(items) * i // count for i in range(count + 1)]
@@ -130,7 +130,7 @@ def encoder(image_size: int, workers: int, total: int) -> Iterator[Encode]:
         tqdm(total=total, desc="storing", unit="record", disable=None) as bar,
     ):
 
-        def encode(items: list[Item]) -> Iterator[Example]:
+        def encode(items: list[StoreItem]) -> Iterator[Example]:
             for example in pool.map(one, items):
                 bar.update()
                 yield example
@@ -138,7 +138,7 @@ def encoder(image_size: int, workers: int, total: int) -> Iterator[Encode]:
         yield encode
 
 
-def encode_item(item: Item, image_size: int) -> Example:
+def encode_item(item: StoreItem, image_size: int) -> Example:
     """A record as an example: its files' bytes or, with an image size, both resized as lossless PNG."""
     record, entry = item
     if image_size:
@@ -215,7 +215,7 @@ def builder_class() -> type:
                 split: [functools.partial(self._examples, s) for s in shards] for split, shards in self.shards.items()
             }
 
-        def _examples(self, items: list[Item]) -> Iterator[tuple[int, Example]]:
+        def _examples(self, items: list[StoreItem]) -> Iterator[tuple[int, Example]]:
             return enumerate(self.encode(items))
 
     return Builder

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from medvlsm_jax.data.files import read_csv, read_json
 from medvlsm_jax.data.language.grammars import ALIASES, ATTRIBUTES, GENERAL
-from medvlsm_jax.data.preparing.splits import Row
+from medvlsm_jax.data.preparing.splits import RecordLine
 from medvlsm_jax.errors import UserError
 
 Descriptions = Mapping[str, Sequence[str]] | Sequence[str]  # of each class, or of any
@@ -39,7 +39,7 @@ def read_overrides(path: Path) -> dict[str, dict[str, str]]:
     return overrides
 
 
-def check_overrides(overrides: Overrides, rows: Sequence[Row], folder: Path) -> None:
+def check_overrides(overrides: Overrides, rows: Sequence[RecordLine], folder: Path) -> None:
     """Raises a UserError when an override is of no mask and no image."""
     names = {name for row in rows for name in (row.image, row.mask)}
     if unknown := [name for name in overrides if name not in names]:

@@ -17,7 +17,7 @@ from medvlsm_jax.data.preparing.importers import find_items
 from medvlsm_jax.data.preparing.importers.item import Item, image_size
 from medvlsm_jax.data.preparing.published import find_published, match_published, read_entries, write_published
 from medvlsm_jax.data.preparing.records_csv import COLUMNS, SPACING
-from medvlsm_jax.data.preparing.splits import Leak, Row, assign_splits, drop_leaks, find_leaks
+from medvlsm_jax.data.preparing.splits import Leak, RecordLine, assign_splits, drop_leaks, find_leaks
 from medvlsm_jax.errors import UserError
 
 SOURCE = "SOURCE.json"
@@ -150,10 +150,10 @@ def write_source(folder: Path, values: Mapping[str, Any]) -> None:
 # --- Rows ------------------------------------------------------------------------------------------------------------
 
 
-def row_of(item: Item, digests: Mapping[str, str], images: Path) -> Row:
+def row_of(item: Item, digests: Mapping[str, str], images: Path) -> RecordLine:
     """The line of records.csv of an object whose image is written."""
     known = {"digest": digests[item.image], "spacing": find_spacing(item, images / item.image)}
-    return Row(item.image, item.mask, item.split, item.group, item.target, item.attributes, **known)
+    return RecordLine(item.image, item.mask, item.split, item.group, item.target, item.attributes, **known)
 
 
 def find_spacing(item: Item, path: Path) -> tuple[float, float] | None:
@@ -164,7 +164,7 @@ def find_spacing(item: Item, path: Path) -> tuple[float, float] | None:
     return float(f"{down / height:.6g}"), float(f"{across / width:.6g}")
 
 
-def draw_splits(rows: Sequence[Row], card: Card, seed: int) -> list[Row]:
+def draw_splits(rows: Sequence[RecordLine], card: Card, seed: int) -> list[RecordLine]:
     """The rows with the splits of the download, or drawn where it has none.
 
     Other images that are copies of one in a split of the download are left out: that split stays as it was published.
@@ -187,7 +187,7 @@ def is_copy_of_colondb(annotations: Path, card: Card) -> bool:
     return card.name != "colondb_polyp" and path is not None and is_colondb_copy(read_entries(path))
 
 
-def settle_leaks(rows: Sequence[Row], on_leak: str, *, is_published: bool) -> list[Row]:
+def settle_leaks(rows: Sequence[RecordLine], on_leak: str, *, is_published: bool) -> list[RecordLine]:
     """The rows that stay when what lies in two splits is kept, dropped or an error.
 
     Published splits may have frames of one video in several: that is how they were drawn, so it is said, and no error.
@@ -212,7 +212,7 @@ def summary(leaks: Sequence[Leak]) -> str:
     return f"splits are not apart: {'; '.join(map(str, leaks[:3]))}{more}"
 
 
-def csv_rows(rows: Sequence[Row]) -> list[list[str]]:
+def csv_rows(rows: Sequence[RecordLine]) -> list[list[str]]:
     """The lines of records.csv: the columns of every dataset, then the spacing and the attributes that this one has."""
     attributes = dict.fromkeys(key for row in rows for key in row.attributes)
     spacing = [SPACING] if any(row.spacing for row in rows) else []

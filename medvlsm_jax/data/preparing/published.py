@@ -10,14 +10,14 @@ from medvlsm_jax import atomic
 from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.files import read_json
 from medvlsm_jax.data.preparing.importers import camus
-from medvlsm_jax.data.preparing.splits import Row
+from medvlsm_jax.data.preparing.splits import RecordLine
 from medvlsm_jax.errors import UserError
 
 Entry = Mapping[str, Any]
-Index = Mapping[tuple[str, str], Row]  # by the image's stem and the mask's name without suffix
+Index = Mapping[tuple[str, str], RecordLine]  # by the image's stem and the mask's name without suffix
 
 
-def match_published(annotations: Path, card: Card, rows: Sequence[Row]) -> list[Row]:
+def match_published(annotations: Path, card: Card, rows: Sequence[RecordLine]) -> list[RecordLine]:
     """The rows that published records are about, with split and record, in the order of the files.
 
     Args:
@@ -39,9 +39,11 @@ def match_published(annotations: Path, card: Card, rows: Sequence[Row]) -> list[
     return matched
 
 
-def match_split(path: Path, split: str, card: Card, index: Index) -> list[Row]:
+def match_split(path: Path, split: str, card: Card, index: Index) -> list[RecordLine]:
     """The rows of one annotation file."""
-    find: Callable[[Entry, str, Index], Row | None] = camus.find_published if card.importer == "camus" else find_row
+    find: Callable[[Entry, str, Index], RecordLine | None] = (
+        camus.find_published if card.importer == "camus" else find_row
+    )
     entries = read_entries(path)
     found = [find(entry, split, index) for entry in entries]
     if missing := [entry["mask_name"] for entry, row in zip(entries, found, strict=True) if row is None]:
@@ -53,7 +55,7 @@ def match_split(path: Path, split: str, card: Card, index: Index) -> list[Row]:
     return [dataclasses.replace(row, split=split, entry=entry) for row, entry in pairs]
 
 
-def find_row(entry: Entry, split: str, index: Index) -> Row | None:
+def find_row(entry: Entry, split: str, index: Index) -> RecordLine | None:
     """The row that has the names of a record, suffixes apart; `split` plays no part."""
     return index.get(key_of(entry["img_name"], entry["mask_name"]))
 
@@ -84,7 +86,7 @@ def read_entries(path: Path) -> list[Entry]:
     return entries
 
 
-def write_published(folder: Path, rows: Sequence[Row]) -> None:
+def write_published(folder: Path, rows: Sequence[RecordLine]) -> None:
     """Writes anns/{train,val,test}.json of the records, whole but for the names, which become those of our files.
 
     What the download knows of patients and pixels is added.

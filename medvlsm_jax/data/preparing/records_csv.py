@@ -16,7 +16,7 @@ from medvlsm_jax.data.language.attributes import MEASURED
 from medvlsm_jax.data.language.grammars import attributes_of
 from medvlsm_jax.data.preparing.importers.folders import match_mask
 from medvlsm_jax.data.preparing.importers.layout import list_images, lonely
-from medvlsm_jax.data.preparing.splits import Row, assign_splits
+from medvlsm_jax.data.preparing.splits import RecordLine, assign_splits
 from medvlsm_jax.errors import UserError
 
 BACKUP = "anns.published"  # what was in anns/ before this program first wrote there
@@ -25,7 +25,7 @@ SPACING = "spacing"  # a column that only some have, between them: mm of a pixel
 SEED = 42  # of the splits of a folder that has none
 
 
-def find_rows(folder: Path, card: Card, annotated: Sequence[Row]) -> list[Row]:
+def find_rows(folder: Path, card: Card, annotated: Sequence[RecordLine]) -> list[RecordLine]:
     """The records of a dataset with what no mask can tell: of its records.csv, else of its annotations, else paired."""
     if (folder / "records.csv").is_file():
         return read_rows(folder / "records.csv")
@@ -34,13 +34,13 @@ def find_rows(folder: Path, card: Card, annotated: Sequence[Row]) -> list[Row]:
     return [dataclasses.replace(row, attributes=unmeasured(row)) for row in annotated]
 
 
-def unmeasured(row: Row) -> dict[str, str]:
+def unmeasured(row: RecordLine) -> dict[str, str]:
     """The words of an annotated record that no mask can tell; its class is the card's, which may have changed."""
     words = {name: word for name, word in row.attributes.items() if name not in MEASURED}
     return words | ({"class": row.target} if row.target else {})
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[RecordLine]:
     """The lines of records.csv that are in a split."""
     rows = []
     for i, line in enumerate(read_csv(path), start=2):
@@ -50,7 +50,7 @@ def read_rows(path: Path) -> list[Row]:
         words = {"class": line["target"], **words} if line["target"] else words
         spacing = read_spacing(line.get(SPACING, ""), f"{path}, line {i}")
         cells = [line[column] for column in COLUMNS]
-        rows.append(Row(*cells, attributes=words, spacing=spacing))
+        rows.append(RecordLine(*cells, attributes=words, spacing=spacing))
     return [row for row in rows if row.split in SPLITS]
 
 
@@ -64,7 +64,7 @@ def read_spacing(text: str, where: str) -> tuple[float, float] | None:
         ) from error
 
 
-def read_annotated(folder: Path, card: Card) -> list[Row]:
+def read_annotated(folder: Path, card: Card) -> list[RecordLine]:
     """The records of a folder's annotations with all their words: those that it came with, else those made here.
 
     Those published for CVC-300 do not count, for they are about the images of ColonDB.
@@ -81,7 +81,7 @@ def read_annotated(folder: Path, card: Card) -> list[Row]:
             words = attributes_of(record)
             names = (entry["img_name"], entry["mask_name"])
             known = {"spacing": record.spacing, "entry": entry}
-            rows.append(Row(*names, split, record.group, record.target, words, **known))
+            rows.append(RecordLine(*names, split, record.group, record.target, words, **known))
     return rows
 
 
@@ -93,7 +93,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def pair_files(folder: Path, card: Card) -> list[Row]:
+def pair_files(folder: Path, card: Card) -> list[RecordLine]:
     """A record for each image and the mask of its name, in splits that are drawn by image, copies together."""
     bases = [folder / kind / card.subfolder for kind in ("images", "masks")]
     images, masks = (list_images(base) for base in bases)
@@ -110,7 +110,7 @@ def pair_files(folder: Path, card: Card) -> list[Row]:
     for stem, mask in pairs.items():
         image_name = images[stem].relative_to(bases[0]).as_posix()
         mask_name = masks[mask or ""].relative_to(bases[1]).as_posix()
-        rows.append(Row(image_name, mask_name, splits[stem], stem, target, {"class": target} if target else {}))
+        rows.append(RecordLine(image_name, mask_name, splits[stem], stem, target, {"class": target} if target else {}))
     return rows
 
 

@@ -15,7 +15,7 @@ SHARES = {"train": 80, "val": 10, "test": 10}  # where a card has no counts
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class RecordLine:
     """One object of a prepared dataset: a line of records.csv.
 
     Attributes:
@@ -121,7 +121,7 @@ class Leak:
         return f"{self.what} is in {places}"
 
 
-def find_leaks(rows: Iterable[Row]) -> list[Leak]:
+def find_leaks(rows: Iterable[RecordLine]) -> list[Leak]:
     """Identical images, patients and sequences that lie in more than one split, images first."""
     images: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -141,7 +141,7 @@ def leak_of(what: str, places: Mapping[str, list[str]]) -> Leak:
     return Leak(what, {split: tuple(dict.fromkeys(places[split])) for split in SPLITS if split in places})
 
 
-def drop_leaks(rows: Sequence[Row], leaks: Iterable[Leak]) -> list[Row]:
+def drop_leaks(rows: Sequence[RecordLine], leaks: Iterable[Leak]) -> list[RecordLine]:
     """The rows without the training copies of what validation or test has, and the validation copies of test's."""
     dropped = {
         (split, name) for leak in leaks for split in list(leak.images)[:-1] for name in leak.images[split]

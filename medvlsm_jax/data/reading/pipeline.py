@@ -23,8 +23,8 @@ from medvlsm_jax.data.reading.cache import ExampleCache, read_pair
 from medvlsm_jax.data.reading.feature_cache import FeatureCache
 from medvlsm_jax.processes import follow_program
 
-Batch = dict[str, Any]  # name -> numpy array
-Row = tuple[int, int, bool]  # index of a record, number of the pass, false for what only fills up the last batch
+HostBatch = dict[str, Any]  # name -> numpy array, of the rows that this process reads
+Draw = tuple[int, int, bool]  # index of a record, number of the pass, false for what only fills up the last batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Loader:
         rng = None if self.seed is None else np.random.default_rng((self.seed, epoch, index))
         return choose_prompt(self.records[index], self.prompt, rng)
 
-    def __call__(self, rows: Sequence[Row]) -> Batch:
+    def __call__(self, rows: Sequence[Draw]) -> HostBatch:
         """The batch of these rows; images (B, S, S, 3) and masks (B, S, S, 1), 0 or 1, are uint8."""
         indices, size = [index for index, _, _ in rows], self.image_size
-        batch: Batch = {
+        batch: HostBatch = {
             "image": new_array((len(rows), size, size, 3)),
             "mask": new_array((len(rows), size, size, 1)),
             "index": np.array(indices, np.int32),
@@ -83,14 +83,14 @@ class Loader:
             self.features.look_up(batch, [self.records[index] for index in indices], new_array)
         return batch
 
-    def tokens(self, sentences: Sequence[str]) -> Batch:
+    def tokens(self, sentences: Sequence[str]) -> HostBatch:
         """Ids and mask (B, T) of sentences; nothing for a network that reads none."""
         if self.tokenizer is None:
             return {}
         parts = zip(*(self.tokenizer(sentence) for sentence in sentences), strict=True)
         return dict(zip(("input_ids", "attention_mask"), map(np.stack, parts), strict=True))
 
-    def variant_batch(self, variant: Variant, indices: Sequence[int]) -> Batch:
+    def variant_batch(self, variant: Variant, indices: Sequence[int]) -> HostBatch:
         """The tokens and weights of these records in a variant."""
         weights = np.array([variant.weights[index] for index in indices], np.float32)
         return {"weight": weights, **self.tokens([variant.sentences[index] for index in indices])}
@@ -112,7 +112,7 @@ def train_batches(
     process: tuple[int, int] = (0, 1),
     num_workers: int = 0,
     num_threads: int = 8,
-) -> grain.DatasetIterator[Batch]:
+) -> grain.DatasetIterator[HostBatch]:
     """Shuffled batches of this process's share, from `first_step` up to `last_step` or without an end.
 
     Args:
@@ -172,14 +172,14 @@ def eval_batches(
     process: tuple[int, int] = (0, 1),
     num_workers: int = 0,
     num_threads: int = 8,
-) -> grain.DatasetIterator[Batch]:
+) -> grain.DatasetIterator[HostBatch]:
     """Every record once, in order, from a step on; copies of the last one, marked invalid, fill up the last batch.
 
     All processes yield the same number of batches. Arguments are those of `train_batches`.
     """
     count, own = len(loader.records), own_rows(batch_size, process)
 
-    def rows(step: int) -> list[Row]:
+    def rows(step: int) -> list[Draw]:
         positions = [step * batch_size + row for row in own]
         return [(min(position, count - 1), 0, position < count) for position in positions]
 
@@ -187,7 +187,7 @@ def eval_batches(
     return read(steps.map(lambda step: loader(rows(step))), num_workers, num_threads)
 
 
-def read(batches: grain.MapDataset[Batch], num_workers: int, num_threads: int) -> grain.DatasetIterator[Batch]:
+def read(batches: grain.MapDataset[HostBatch], num_workers: int, num_threads: int) -> grain.DatasetIterator[HostBatch]:
     """Reads a few batches ahead, each in a thread of its own; worker processes take every so many-th batch.
 
     Close the iterator when done: grain's threads and processes can hang the program's end otherwise (grain#1196).

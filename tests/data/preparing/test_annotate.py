@@ -12,7 +12,7 @@ from PIL import Image
 from medvlsm_jax.data.cards import CARDS, SPLITS, Card
 from medvlsm_jax.data.language.grammars import read_attributes
 from medvlsm_jax.data.loading import load_records
-from medvlsm_jax.data.preparing.annotate import annotate, describe
+from medvlsm_jax.data.preparing.annotate import annotate, describe_records
 from medvlsm_jax.errors import UserError
 
 CARD = Card("mine", targets=("polyp",), descriptions=("a lump", "a bump"))
@@ -383,14 +383,14 @@ def test_images_and_masks_are_left_alone(folder):
 def test_describing_writes_nothing(folder):
     write_published(folder)
     before = contents(folder)
-    described = {item.row.image: item for item in describe(folder, CARD)}
+    described = {item.row.image: item for item in describe_records(folder, CARD)}
     assert contents(folder) == before
     assert described["a.png"].attributes["number"] == "one"
     assert described["a.png"].published.attributes["number"] == "ten"
     assert described["a.png"].box == (0, 0, 10, 10)
     assert described["empty.png"].box is None
     annotate(folder, CARD)
-    assert Counter(bool(item.published) for item in describe(folder, CARD)) == {True: 4}
+    assert Counter(bool(item.published) for item in describe_records(folder, CARD)) == {True: 4}
 
 
 @pytest.mark.parametrize("dataset", ["kvasir_polyp", "busi"])

@@ -17,7 +17,7 @@ from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.preparing import copying as files
 from medvlsm_jax.data.preparing.annotate import annotate
 from medvlsm_jax.data.preparing.prepare import draw_splits, prepare
-from medvlsm_jax.data.preparing.splits import Row, find_leaks
+from medvlsm_jax.data.preparing.splits import RecordLine, find_leaks
 from medvlsm_jax.errors import UserError
 
 DATASETS = [name for name, card in CARDS.items() if not card.members and name != "sample"]
@@ -74,7 +74,7 @@ def test_a_download_becomes_a_dataset(download, tmp_path, dataset):
     assert (
         find_leaks(
             [
-                Row(**{key: row[key] for key in ("image", "mask", "split", "group", "target")}, attributes={})
+                RecordLine(**{key: row[key] for key in ("image", "mask", "split", "group", "target")}, attributes={})
                 for row in rows
             ]
         )
@@ -380,7 +380,7 @@ def test_an_unknown_way_with_leaks_is_refused(tmp_path):
 def test_copies_of_an_official_test_image_are_left_out_and_the_test_set_stays_as_it_is(capsys):
     split = ["test" if i < 10 else "" for i in range(40)]
     digests = ["3" if i == 20 else str(i) for i in range(40)]
-    rows = [Row(f"{i}.png", f"{i}.png", split[i], f"{i}.png", "x", {}, digests[i]) for i in range(40)]
+    rows = [RecordLine(f"{i}.png", f"{i}.png", split[i], f"{i}.png", "x", {}, digests[i]) for i in range(40)]
     drawn = draw_splits(rows, CARDS["isic"], seed=0)
     assert [row.image for row in drawn if row.split == "test"] == [f"{i}.png" for i in range(10)]
     assert {f"{i}.png" for i in range(40)} - {row.image for row in drawn} == {"20.png"}

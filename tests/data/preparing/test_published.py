@@ -151,11 +151,11 @@ def test_the_published_records_of_cvc300_are_not_its_own(download, tmp_path, sha
 @pytest.mark.parametrize("dataset", ["bkai_polyp", "isic"])
 def test_the_published_splits_that_leak(shared, dataset):
     from medvlsm_jax.data.preparing.published import find_published, read_entries
-    from medvlsm_jax.data.preparing.splits import Row, find_leaks
+    from medvlsm_jax.data.preparing.splits import RecordLine, find_leaks
 
     files = find_published(shared / "annotations", CARDS[dataset])
     rows = [
-        Row(entry["img_name"], entry["mask_name"], split, entry["img_name"], "", {})
+        RecordLine(entry["img_name"], entry["mask_name"], split, entry["img_name"], "", {})
         for split, path in files.items()
         for entry in read_entries(path)
     ]
@@ -165,11 +165,11 @@ def test_the_published_splits_that_leak(shared, dataset):
 @pytest.mark.parametrize("dataset", ["kvasir_polyp", "clinicdb_polyp", "etis_polyp", "colondb_polyp", "dfu", "busi"])
 def test_the_published_splits_that_share_no_image(shared, dataset):
     from medvlsm_jax.data.preparing.published import find_published, read_entries
-    from medvlsm_jax.data.preparing.splits import Row, find_leaks
+    from medvlsm_jax.data.preparing.splits import RecordLine, find_leaks
 
     files = find_published(shared / "annotations", CARDS[dataset])
     rows = [
-        Row(entry["img_name"], entry["mask_name"], split, entry["img_name"], "", {})
+        RecordLine(entry["img_name"], entry["mask_name"], split, entry["img_name"], "", {})
         for split, path in files.items()
         for entry in read_entries(path)
     ]

@@ -5,13 +5,13 @@ from collections import Counter
 
 import pytest
 
-from medvlsm_jax.data.preparing.splits import Leak, Row, assign_splits, drop_leaks, find_leaks
+from medvlsm_jax.data.preparing.splits import Leak, RecordLine, assign_splits, drop_leaks, find_leaks
 
 IMAGES = [f"{i}.png" for i in range(100)]
 
 
-def row(image: str, split: str, group: str = "", digest: str = "") -> Row:
-    return Row(image, image, split, group or image, "polyp", {}, digest or image)
+def row(image: str, split: str, group: str = "", digest: str = "") -> RecordLine:
+    return RecordLine(image, image, split, group or image, "polyp", {}, digest or image)
 
 
 def test_single_images_give_the_exact_counts():

@@ -14,7 +14,7 @@ from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.language.attributes import number_word
 from medvlsm_jax.data.preparing.importers.item import Item, Mask
 from medvlsm_jax.data.preparing.importers.layout import folders_of, wrong_folder
-from medvlsm_jax.data.preparing.splits import Row
+from medvlsm_jax.data.preparing.splits import RecordLine
 from medvlsm_jax.errors import UserError
 
 PATIENT = re.compile(r"patient(\d+)")
@@ -165,7 +165,9 @@ def read_info(path: Path) -> dict[str, str]:
 # --- Published annotations -------------------------------------------------------------------------------------------
 
 
-def find_published(entry: Mapping[str, Any], split: str, index: Mapping[tuple[str, str], Row]) -> Row | None:
+def find_published(
+    entry: Mapping[str, Any], split: str, index: Mapping[tuple[str, str], RecordLine]
+) -> RecordLine | None:
     """The object that a published record is about.
 
     A test record's patient0001 is the first release's test patient 1, who may be patient 451 of the second. Of those
@@ -182,7 +184,7 @@ def find_published(entry: Mapping[str, Any], split: str, index: Mapping[tuple[st
     return next((row for key in keys if (row := index.get(key)) and agrees(entry, row)), None)
 
 
-def agrees(entry: Mapping[str, Any], row: Row) -> bool:
+def agrees(entry: Mapping[str, Any], row: RecordLine) -> bool:
     """Whether the sentence p6 of a published record says what the metadata say; true where it has none."""
     sentence = str(entry["prompts"].get("p6", ""))
     words = row.attributes

@@ -6,7 +6,7 @@ import pytest
 from medvlsm_jax.data.cards import CARDS
 from medvlsm_jax.data.preparing.importers import find_items
 from medvlsm_jax.data.preparing.importers.camus import find_published, read_extent, read_info, read_slice
-from medvlsm_jax.data.preparing.splits import Row
+from medvlsm_jax.data.preparing.splits import RecordLine
 from medvlsm_jax.errors import UserError
 
 pytest.importorskip("SimpleITK")
@@ -162,10 +162,10 @@ def entry(sentence: str, patient: str = "patient0001") -> dict:
     return names | {"prompts": {"p6": [sentence, sentence]}}
 
 
-def row(patient: str, age: str, sex: str) -> Row:
+def row(patient: str, age: str, sex: str) -> RecordLine:
     attributes = {"age": age, "sex": sex, "quality": "good"}
     image, mask = f"{patient}_2CH_ED.png", f"mask_1/{patient}_2CH_ED_gt.png"
-    return Row(image, mask, "", patient, "left ventricular cavity", attributes)
+    return RecordLine(image, mask, "", patient, "left ventricular cavity", attributes)
 
 
 @pytest.mark.parametrize("held", [("test_patient0001",), ("patient0451",), ("patient0001",)])
