@@ -1,11 +1,42 @@
 """Eight emulated devices, no network, and every annotated shape and type of the package checked at run time."""
 
+import gc
+import hashlib
 import os
+import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))  # processes, small_network, small_fixtures
+sys.path.insert(0, str(TESTS / "data" / "parity"))  # seeded_weights
+sys.path.insert(0, str(TESTS.parent / "tools"))
+sys.path.insert(0, str(TESTS.parent))  # configs
+
+from processes import suite_flags
+
+
+def compiled_folder() -> Path:
+    """Where compiled programs are kept, for this run and later ones: a folder for each kind of machine and jaxlib.
+
+    jax knows XLA_FLAGS of a program that it kept, but not which instructions the machine has.
+    """
+    cpu = Path("/proc/cpuinfo")
+    lines = set(cpu.read_text().splitlines()) if cpu.exists() else set()
+    features = sorted(line for line in lines if line.startswith(("flags", "Features", "model name")))
+    machine = "\n".join([platform.system(), platform.machine(), platform.processor(), *features, version("jaxlib")])
+    return TESTS.parent / ".pytest_cache" / "compiled" / hashlib.sha256(machine.encode()).hexdigest()[:16]
+
+
+# Of the tests and of the programs that they start.
+os.environ["XLA_FLAGS"] = suite_flags(os.environ)
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most tests compile longer than they run
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_folder()))
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(1 << 30)  # with a limit, entries are written under a lock
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # what is compiled sooner is as soon compiled again
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook
@@ -15,14 +46,6 @@ install_import_hook("medvlsm_jax", "beartype.beartype(conf=beartype.BeartypeConf
 
 import jax
 import pytest
-
-jax.config.update("jax_disable_most_optimizations", True)  # most tests compile longer than they run
-
-TESTS = Path(__file__).parent
-sys.path.insert(0, str(TESTS))  # small_network, small_fixtures
-sys.path.insert(0, str(TESTS / "data" / "parity"))  # seeded_weights
-sys.path.insert(0, str(TESTS.parent / "tools"))
-sys.path.insert(0, str(TESTS.parent))  # configs
 
 pytest_plugins = ["small_fixtures"]
 
@@ -34,6 +57,14 @@ SHARED = TESTS.parent.parent / "shared"  # real samples and vocabularies, where 
 def cache_home(tmp_path_factory):
     """What is remembered about files stays out of the home folder, in the programs that tests start as well."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_are_dropped():
+    """Each file leaves the memory that its compiled programs took: all together are gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

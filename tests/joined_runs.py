@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import ml_collections
-from small_network import SMALL
+from small_network import SMALLEST
 
 from medvlsm_jax import models
 from medvlsm_jax.config import base_config
@@ -28,7 +28,7 @@ SMALL_CRIS = models.override(
         "image_size": 64,
     },
 )
-PRESETS = {"small": ("clipseg", SMALL), "small_cris": ("cris", SMALL_CRIS)}
+PRESETS = {"small": ("clipseg", SMALLEST), "small_cris": ("cris", SMALL_CRIS)}
 
 
 def make_config(model: str, data_dir: str, max_steps: int = 0) -> ml_collections.ConfigDict:

@@ -17,3 +17,6 @@ SMALL = models.override(
         "image_size": 32,
     },
 )
+
+# The same with one layer a tower, for tests that trace and compile it in each run; a sentence still counts.
+SMALLEST = models.override(SMALL, {"vision": {"depth": 1}})

@@ -338,7 +338,7 @@ def script(tmp_path) -> Path:
 
 
 def test_joined_processes_share_devices_and_a_cache_and_each_hears_its_own_signals(script, tmp_path):
-    listening, other = run_processes(2, 2, script, str(tmp_path), "60", env={"PYTHONUNBUFFERED": "1"})
+    listening, other = run_processes(2, 2, script, str(tmp_path), "600", env={"PYTHONUNBUFFERED": "1"})
     for i, process in enumerate((listening, other)):
         lines = [line for line in process.stdout.splitlines() if "Gloo" not in line]
         assert lines[0].startswith(
@@ -360,6 +360,6 @@ def test_processes_that_do_not_find_each_other_end_with_one_line(script, tmp_pat
 
 def test_a_failed_process_ends_the_others(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("import sys, time\nif sys.argv[1] == '1':\n    sys.exit('broken')\ntime.sleep(60)\n")
-    waiting, failed = run_processes(2, 1, script, "{process_id}", timeout=30)
+    script.write_text("import sys, time\nif sys.argv[1] == '1':\n    sys.exit('broken')\ntime.sleep(600)\n")
+    waiting, failed = run_processes(2, 1, script, "{process_id}")
     assert (waiting.returncode, failed.returncode, failed.stderr) == (-9, 1, "broken\n")

@@ -76,5 +76,5 @@ def test_a_signal_is_heard_while_python_is_busy():
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 75
+        assert process.wait(timeout=300) == 75
         assert process.stderr.read() == "stopped while starting: the same command starts again\n"

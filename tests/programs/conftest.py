@@ -1,8 +1,7 @@
-"""A very small network as the preset "small" on two devices, compiled programs that are kept, and a finished run."""
+"""A very small network as the preset "small" on two devices, and a finished run."""
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +10,8 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
-from small_network import SMALL
+from small_network import SMALLEST
 
 from medvlsm_jax import models
 from medvlsm_jax.checkpoints import model_folder
@@ -30,7 +28,7 @@ def mesh_of(devices: int) -> Callable[..., Mesh]:
 @contextlib.contextmanager
 def small_preset(devices: int = 2) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.PRESETS, "small", ("clipseg", SMALL))
+        patch.setitem(models.PRESETS, "small", ("clipseg", SMALLEST))
         for module in (sharding, model_folder):
             patch.setattr(module, "make_mesh", mesh_of(devices))
         yield
@@ -54,26 +52,6 @@ def use_devices(monkeypatch) -> Callable[[int], None]:
     return use
 
 
-@pytest.fixture(autouse=True, scope="session")
-def compiled_programs(tmp_path_factory) -> Iterator[None]:
-    """Keeps what was compiled, for most runs here compile the same steps; workers of pytest-xdist share it."""
-    base = tmp_path_factory.getbasetemp()
-    settings = {
-        "jax_compilation_cache_dir": str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"),
-        "jax_compilation_cache_max_size": 1 << 30,  # with a limit, entries are written under a lock
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 def make_config(data_dir: Path | str) -> ml_collections.ConfigDict:
     """Two epochs of a few steps."""
     config = base_config()
@@ -95,7 +73,7 @@ def config(sample) -> ml_collections.ConfigDict:
 
 
 @pytest.fixture(scope="session")
-def run(sample, tmp_path_factory, compiled_programs) -> Path:
+def run(sample, tmp_path_factory) -> Path:
     """The workdir of a finished run of `config`; tests leave it as it is."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     with small_preset():
@@ -125,7 +103,7 @@ def findings(sample, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def two_classes(findings, tmp_path_factory, compiled_programs) -> Path:
+def two_classes(findings, tmp_path_factory) -> Path:
     """The workdir of a U-Net that was trained on both classes; tests leave it as it is."""
     workdir = tmp_path_factory.mktemp("runs") / "two_classes"
     config = make_config(findings)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import ROOT, child_environment, run_here
 
 from medvlsm_jax.checkpoints.model_folder import load
 from medvlsm_jax.errors import UserError
@@ -15,7 +16,6 @@ from medvlsm_jax.evaluate import default_config, evaluate
 from medvlsm_jax.predict import predict
 from medvlsm_jax.train import train
 
-ROOT = Path(__file__).parents[2]
 HALF_WRITTEN = ("metrics.json", "cases.csv", "model.json", "checkpoints/*", "masks/*")
 
 
@@ -140,15 +140,23 @@ def test_a_workdir_of_another_network_is_refused(run_copy, config, monkeypatch):
 # --- From the command line --------------------------------------------------------------------------------------------
 
 
+def assert_one_line(done: subprocess.CompletedProcess[str], named: str) -> None:
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2
+    assert len(errors) == 1
+    assert named in errors[0]
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "named"),
     [
         (
-            "-m medvlsm_jax.train --config=configs/clipseg.py:dataset=sample,colour=red --workdir={out}",
+            "medvlsm_jax/train.py --config=configs/clipseg.py:dataset=sample,colour=red --workdir={out}",
             "'colour=red' is not FIELD=VALUE",
         ),
         (
-            "-m medvlsm_jax.evaluate --checkpoint={run} --config.data_dir={data} --dataset=sample --prompt=p9 "
+            "medvlsm_jax/evaluate.py --checkpoint={run} --config.data_dir={data} --dataset=sample --prompt=p9 "
             "--output={out}",
             "has no prompt 'p9'",
         ),
@@ -160,11 +168,28 @@ def test_a_workdir_of_another_network_is_refused(run_copy, config, monkeypatch):
     ids=["train", "evaluate", "convert_weights"],
 )
 def test_a_program_ends_with_one_line_and_no_traceback(run, sample, tmp_path, command, named):
-    arguments = command.format(run=run, data=sample, out=tmp_path / "out").split()
-    result = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert result.returncode != 0
-    assert len(errors) == 1
-    assert named in errors[0]
-    assert "Traceback" not in result.stderr
+    assert_one_line(run_here(*command.format(run=run, data=sample, out=tmp_path / "out").split()), named)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("-m medvlsm_jax.train --config=configs/clipseg.py:colour=red --workdir={out}", "'colour=red' is not FIELD="),
+        (
+            "-m medvlsm_jax.predict --checkpoint={out} --image=a.png --prompt=polyp --output={out}",
+            "{out} does not exist",
+        ),
+        ("tools/convert_weights.py --model=clipseg", "give --source and --output"),
+        ("tools/prepare_data.py --dataset=isic", "give --raw and --data_dir, or --list to see the datasets"),
+        ("tools/make_prompts.py --dataset=gone --data_dir={out}", "gone does not exist"),
+        ("tools/report.py --output={out}", "give the folders of runs: python tools/report.py RUNS --output=DIR"),
+    ],
+    ids=lambda value: value.split("--")[0].strip(),
+)
+def test_so_it_does_as_a_process_of_its_own(tmp_path, command, named):
+    arguments = command.format(out=tmp_path / "out").split()
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, check=False)
+    assert_one_line(done, named.format(out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -13,20 +13,19 @@ from types import SimpleNamespace
 import check_continuation
 import pytest
 from check_continuation import Moment, Phase, check_end, choose_moments, differences
+from processes import child_environment
 from small_network import SMALL
 
 from medvlsm_jax import models
 from medvlsm_jax.parallel import interruption
 
 SMALLEST = models.override(SMALL, {"text": {"depth": 0}, "vision": {"depth": 1}})  # each start compiles or reads it
-# Not what the tests of this process are told: one device is enough for a program of its own.
-ENVIRONMENT = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory) -> check_continuation.Training:
     overrides = f"batch_size=8,writers=,model_options={json.dumps(dataclasses.asdict(SMALLEST))}"
-    return check_continuation.Training(tmp_path_factory.mktemp("continuation"), 3, overrides, ENVIRONMENT)
+    return check_continuation.Training(tmp_path_factory.mktemp("continuation"), 3, overrides, child_environment())
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ step.make_train_step = lambda *_, **__: Step()
 """
 
 
-def test_sigterm_while_xla_compiles_ends_the_program_within_seconds(training, tmp_path):
+def test_sigterm_while_xla_compiles_ends_the_program_without_waiting_for_it(training, tmp_path):
     with start(training, tmp_path / "run", COMPILE_FOR_MINUTES) as process:
         assert process.stdout is not None
         assert any("compiling now" in line for line in process.stdout)
@@ -99,7 +98,7 @@ def test_sigterm_while_xla_compiles_ends_the_program_within_seconds(training, tm
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         try:
-            assert process.wait(interruption.PATIENCE + 10) == 75
+            assert process.wait(interruption.PATIENCE + 100) == 75  # not the minutes of the compiler
         finally:
             process.kill()
 

@@ -4,24 +4,22 @@ import csv
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import make_prompts
 import numpy as np
 import pytest
 from PIL import Image
+from processes import run_here
 
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.preparing.annotate import describe_records
 
-ROOT = Path(__file__).parents[2]
 CARD = Card("mine", targets=("polyp",))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, ROOT / "tools" / "make_prompts.py", "--num_workers=1", *arguments]
-    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    return run_here("tools/make_prompts.py", "--num_workers=1", *arguments)
 
 
 @pytest.fixture

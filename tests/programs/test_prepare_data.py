@@ -1,23 +1,21 @@
 """The command line: what can be prepared, and the way from a download to a training run."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from prepare_data import chosen_card, describe, list_cards, summary
+from processes import run_here
 
 from medvlsm_jax.data.cards import CARDS, Card
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.errors import UserError
 
-PROGRAM = Path(__file__).parents[2] / "tools" / "prepare_data.py"
 
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True, check=False)
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_here("tools/prepare_data.py", *arguments)
 
 
 @pytest.fixture

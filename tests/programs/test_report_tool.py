@@ -1,17 +1,15 @@
 """From finished evaluations to the page, tables and figures."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import report
 from evaluation_files import Run, training, write_evaluation, write_history, write_json
+from processes import run_here
 
 from medvlsm_jax.errors import UserError
 
-TOOL = Path(report.__file__)
 POLYPS = ["kvasir_polyp", "clinicdb_polyp", "bkai_polyp", "cvc300_polyp"]
 
 
@@ -153,6 +151,6 @@ def test_a_folder_without_evaluations_is_an_error(tmp_path):
 
 
 def test_the_command_line_says_what_is_missing():
-    run = subprocess.run([sys.executable, TOOL, "--output=x"], capture_output=True, text=True, timeout=120)
+    run = run_here("tools/report.py", "--output=x")
     assert run.returncode == 2
     assert run.stderr.strip() == "error: give the folders of runs: python tools/report.py RUNS --output=DIR"
