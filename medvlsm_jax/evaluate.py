@@ -27,7 +27,7 @@ from medvlsm_jax.data.language.prompts import split_prompts
 from medvlsm_jax.data.reading.cache import open_cache
 from medvlsm_jax.data.reading.pipeline import Loader
 from medvlsm_jax.errors import UserError, run_program
-from medvlsm_jax.evaluation import files
+from medvlsm_jax.evaluation import file_names
 from medvlsm_jax.evaluation.curves import COUNTS_BYTES
 from medvlsm_jax.evaluation.metrics import ORIGINAL
 from medvlsm_jax.evaluation.probes import probe_table
@@ -74,7 +74,7 @@ def evaluate(
         **options: the fields of `Options`.
 
     Returns:
-        What metrics.json holds: dataset -> prompt type -> `report.describe`.
+        What metrics.json holds: dataset -> prompt type -> `report.describe_cases`.
 
     Raises:
         UserError: the checkpoint, a dataset or a prompt type is missing or broken, or options do not go together.
@@ -89,7 +89,7 @@ def evaluate(
     with open_loaders(plan, config.data.cache) as loaders:
         score_cases(scorer, arrays, loaders, log)
         drawn = log.on_cases(lambda cases: choose_drawn(cases, plan.prompts, plan.options.num_pictures))
-        draw_cases(scorer, arrays, loaders, drawn, plan.output / files.PICTURES)
+        draw_cases(scorer, arrays, loaders, drawn, plan.output / file_names.PICTURES)
     return log.on_cases(lambda cases: write_results(plan, log.written(), cases))
 
 
@@ -97,7 +97,7 @@ def find_done(plan: Plan) -> Summary | None:
     """The summary of an evaluation that is finished already."""
     done = on_first_process(plan.output, lambda: read_done(plan.output, plan.settings))
     if done and jax.process_index() == 0:
-        again = f"remove {plan.output / files.EVALUATION} to repeat it"
+        again = f"remove {plan.output / file_names.EVALUATION} to repeat it"
         print(f"{plan.output} holds this evaluation already; {again}")
     return done
 
@@ -166,7 +166,7 @@ def main(_: list[str]) -> None:
         if jax.process_index() == 0:
             print(summary_table(summary))
             if args.probe:
-                print(probe_table(json.loads((output / files.PROBE).read_text("utf-8"))))
+                print(probe_table(json.loads((output / file_names.PROBE).read_text("utf-8"))))
             print(f"written to {output}")
 
 

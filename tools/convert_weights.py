@@ -112,7 +112,7 @@ def write_back(source: str, output: str) -> str:
     return f"{network_of(model.config)} in PyTorch's names and layouts, written to {file}"
 
 
-def describe(model: str, source: str) -> str:
+def network_text(model: str, source: str) -> str:
     """The table of a preset, or of a model folder, as it is trained when nothing is frozen and when its encoder is."""
     config = read_description(Path(source))[1] if source else preset(model)[1]
     abstract = abstract_model(config)
@@ -128,7 +128,7 @@ def main(_: list[str]) -> None:
     if args.describe:
         if not (args.model or args.source):
             raise UserError("--describe needs --model=PRESET or --source=MODEL_FOLDER")
-        print(describe(args.model, args.source))
+        print(network_text(args.model, args.source))
         return
     missing = [name for name in ("source", "output") if not args[name].value]
     missing += ["model"] if not args.to_torch and not args.model else []

@@ -61,7 +61,7 @@ def prompt_types(card: Card) -> str:
     return f"p0-{[name for name, told in types.items() if card.descriptions or GENERAL not in told][-1]}"
 
 
-def describe(card: Card) -> str:
+def card_text(card: Card) -> str:
     """Everything that a card says, a line each."""
     values = {
         "dataset": card.name,
@@ -179,7 +179,7 @@ def main(_: list[str]) -> None:
     """Runs the command line."""
     args = flags.FLAGS
     if args.list:
-        print(describe(known_card(args.dataset)) if args.dataset else list_cards())
+        print(card_text(known_card(args.dataset)) if args.dataset else list_cards())
         return
     for name in PATHS:  # the shell leaves the ~ of --raw=~/Downloads as it is
         setattr(args, name, os.path.expanduser(args[name].value or ""))

@@ -20,7 +20,7 @@ from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.synthetic import SAMPLE, write_sample
 from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluate import default_config, evaluate
-from medvlsm_jax.evaluation.files import PROBE
+from medvlsm_jax.evaluation.file_names import PROBE
 from medvlsm_jax.evaluation.pictures import captioned_sheet
 from medvlsm_jax.evaluation.probes import Probes
 from medvlsm_jax.predict import predict

@@ -17,9 +17,9 @@ from medvlsm_jax import atomic
 from medvlsm_jax.data.cards import CARDS, split_members
 from medvlsm_jax.errors import UserError, check_folder, run_program
 from medvlsm_jax.reporting.comparison import collect_results
+from medvlsm_jax.reporting.evaluations import Evaluation, find_evaluations
 from medvlsm_jax.reporting.figures import write_figure
 from medvlsm_jax.reporting.page import Plate, count, document
-from medvlsm_jax.reporting.runs import Evaluation, find_evaluations
 from medvlsm_jax.reporting.sections import make_sections
 from medvlsm_jax.reporting.tables import write_tables
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from medvlsm_jax import atomic
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.evaluation.files import CASES
+from medvlsm_jax.evaluation.file_names import CASES
 from medvlsm_jax.evaluation.metrics import ORIGINAL, OVERLAP
 
 KEYS = ("dataset", "prompt", "image", "mask")

@@ -13,18 +13,18 @@ Summary = dict[str, dict[str, dict[str, Any]]]  # dataset -> condition -> name -
 
 
 def summarise(cases: Cases) -> Summary:
-    """What metrics.json holds: dataset -> condition -> `describe`, and the same `by` class, sex, … where it differs."""
+    """What metrics.json holds: dataset -> condition -> `describe_cases`, and that `by` class, sex, … where they differ."""
     summary: Summary = {}
     for (dataset, prompt), rows in cases.by("dataset", "prompt").items():
         group = cases.select(rows)
-        row = describe(group)
+        row = describe_cases(group)
         if parts := {name: split(group, name) for name in group.groups if is_telling(group, name)}:
             row["by"] = parts
         summary.setdefault(dataset, {})[prompt] = row
     return summary
 
 
-def describe(cases: Cases) -> dict[str, Any]:
+def describe_cases(cases: Cases) -> dict[str, Any]:
     """Of each metric mean, sample standard deviation and 95 % interval over all the cases.
 
     `n` are the records, `clusters` the images or patients that are resampled for the interval, which is null for
@@ -48,7 +48,9 @@ def is_telling(cases: Cases, group: str) -> bool:
 
 def split(cases: Cases, group: str) -> dict[str, dict[str, Any]]:
     """The cases of each value of a group, by themselves; those that do not tell are `unknown`."""
-    return {value or "unknown": describe(cases.select(rows)) for (value,), rows in sorted(cases.by(group).items())}
+    return {
+        value or "unknown": describe_cases(cases.select(rows)) for (value,), rows in sorted(cases.by(group).items())
+    }
 
 
 def summary_table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

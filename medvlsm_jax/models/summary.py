@@ -24,8 +24,8 @@ def model_table(model: Network, trained: Container[str]) -> str:
     rows = [["module", "parameters", "trained", "frozen", "dtype"]]
     for group in dict.fromkeys(group for name in params for group in modules_of(name)):
         inside = {name: array for name, array in params.items() if group in modules_of(name)}
-        rows.append(["  " * group.count(".") + group, *describe(inside, trained)])
-    rows.append(["all", *describe(params, trained)])
+        rows.append(["  " * group.count(".") + group, *count_cells(inside, trained)])
+    rows.append(["all", *count_cells(params, trained)])
     statistics = f", {count(stats):,} running statistics" if stats else ""
     return (
         f"{table(rows)}\n{network_of(model.config)} computes in {model.config.dtype}{statistics}; "
@@ -39,7 +39,7 @@ def modules_of(name: str) -> list[str]:
     return [".".join(parts[:depth]) for depth in (1, 2) if depth <= len(parts)]
 
 
-def describe(params: Arrays, trained: Container[str]) -> list[str]:
+def count_cells(params: Arrays, trained: Container[str]) -> list[str]:
     """How many numbers, how many of them trained and frozen, and their type."""
     total, updated = count(params), count({name: array for name, array in params.items() if name in trained})
     types = ", ".join(sorted({str(array.dtype) for array in params.values()}))

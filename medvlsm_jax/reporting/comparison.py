@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float
 
 from medvlsm_jax.evaluation.cases import Cases, read_cases
-from medvlsm_jax.evaluation.files import CASES
-from medvlsm_jax.evaluation.report import describe
+from medvlsm_jax.evaluation.file_names import CASES
+from medvlsm_jax.evaluation.report import describe_cases
+from medvlsm_jax.reporting.evaluations import ZERO_SHOT, Evaluation
 from medvlsm_jax.reporting.published import published_datasets
-from medvlsm_jax.reporting.runs import ZERO_SHOT, Evaluation
 
 INDIVIDUAL = "individual"  # as in the paper: trained on the very dataset of the test, and on no other
 ORDER = (ZERO_SHOT, INDIVIDUAL, "pooled_polyp", "pooled_all")
@@ -129,7 +129,7 @@ def merge(parts: Sequence[tuple[Evaluation, str, str]]) -> dict[str, Any]:
         cases = read_cases(evaluation.folder / CASES)
         selected.append(cases.select(cases.by("dataset", "prompt")[dataset, prompt]))
     of_classes = {evaluation.target: evaluation.metrics[dataset][prompt] for evaluation, dataset, prompt in parts}
-    return describe(join(selected)) | {"by": {"class": of_classes}}
+    return describe_cases(join(selected)) | {"by": {"class": of_classes}}
 
 
 def join(parts: Sequence[Cases]) -> Cases:

@@ -8,9 +8,9 @@ import numpy as np
 from medvlsm_jax.evaluation.probes import SIGNIFICANT
 from medvlsm_jax.reporting import figures
 from medvlsm_jax.reporting.comparison import titles_of
+from medvlsm_jax.reporting.evaluations import Evaluation
 from medvlsm_jax.reporting.page import Html, Plate, Section, cell, count, heading, paragraph, table
 from medvlsm_jax.reporting.probe_page import PROBE_DEFINITIONS, drop_bar, drop_bars, probe_finding, probe_table, signed
-from medvlsm_jax.reporting.runs import Evaluation
 from medvlsm_jax.reporting.tables import number
 
 MAX_POINTS = 400  # of a curve; longer ones are averaged in blocks

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvlsm_jax.evaluation.files import KINDS, PICTURES
+from medvlsm_jax.evaluation.file_names import KINDS, PICTURES
 from medvlsm_jax.evaluation.pictures import file_name
 from medvlsm_jax.reporting.comparison import Result, datasets_of, settings_of, titles_of
+from medvlsm_jax.reporting.evaluations import Evaluation, Problem
 from medvlsm_jax.reporting.figures import shorten
 from medvlsm_jax.reporting.page import Html, Plate, Section, count, heading, image, paragraph, table
-from medvlsm_jax.reporting.runs import Evaluation, Problem
 from medvlsm_jax.reporting.section_charts import curves_section, domain_section, language_section, learning_section
 from medvlsm_jax.reporting.section_tables import groups_section, prompts_section, table2_section
 from medvlsm_jax.reporting.tables import mean

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from medvlsm_jax import atomic
 from medvlsm_jax.evaluation.cases import METRICS
 from medvlsm_jax.reporting.comparison import INDIVIDUAL, Result, best_prompts, datasets_of, settings_of
+from medvlsm_jax.reporting.evaluations import ZERO_SHOT, Evaluation
 from medvlsm_jax.reporting.published import STATE_OF_THE_ART, published_dice
-from medvlsm_jax.reporting.runs import ZERO_SHOT, Evaluation
 from medvlsm_jax.reporting.seeds import SeedGroup, seed_groups
 
 TITLES = {

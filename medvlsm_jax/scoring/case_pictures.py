@@ -12,7 +12,7 @@ from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.language.conditions import Variant, sentence_of
 from medvlsm_jax.data.reading.pipeline import Loader
 from medvlsm_jax.evaluation.cases import Cases
-from medvlsm_jax.evaluation.files import KINDS
+from medvlsm_jax.evaluation.file_names import KINDS
 from medvlsm_jax.evaluation.original import mask_overlap
 from medvlsm_jax.evaluation.pictures import captioned_sheet, file_name, overlay, resize_probability
 from medvlsm_jax.models.parameters import Arrays

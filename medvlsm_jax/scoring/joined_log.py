@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from medvlsm_jax.data.groups import GROUPS
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.evaluation import files
+from medvlsm_jax.evaluation import file_names
 from medvlsm_jax.evaluation.cases import CaseLog, Cases, columns
 from medvlsm_jax.parallel.interruption import any_process
 from medvlsm_jax.parallel.sharding import from_first_process
@@ -49,7 +49,7 @@ class JoinedLog:
         self.asked: jax.Array | None = None
 
         def start() -> dict[str, int]:
-            self.log = CaseLog(output, columns(GROUPS), settings, files.RESULTS)
+            self.log = CaseLog(output, columns(GROUPS), settings, file_names.RESULTS)
             return self.log.go_on(lines, bytes_each)
 
         self.first_steps = on_first_process(output, start)

@@ -15,7 +15,7 @@ from medvlsm_jax.data.images import open_image, to_rgb
 from medvlsm_jax.data.language.conditions import is_asked, sentence_of
 from medvlsm_jax.data.reading.pipeline import Loader
 from medvlsm_jax.evaluation import cases as case_files
-from medvlsm_jax.evaluation import files
+from medvlsm_jax.evaluation import file_names
 from medvlsm_jax.evaluation.cases import CaseLog, Cases
 from medvlsm_jax.evaluation.curves import summarise_curves
 from medvlsm_jax.evaluation.original import score_original
@@ -45,7 +45,7 @@ def score_case(
         UserError: they cannot be written.
     """
     if options.save_masks:
-        path = (output / files.MASKS / record.dataset / file_name(condition) / record.name).with_suffix("")
+        path = (output / file_names.MASKS / record.dataset / file_name(condition) / record.name).with_suffix("")
         image = to_rgb(open_image(record.image))
         try:
             write_prediction(path.parent, path.name, image, probability, threshold, truth > 0)
@@ -81,19 +81,19 @@ def write_results(plan: Plan, log: CaseLog, cases: Cases) -> Summary:
     about = describe_run(plan.checkpoint, plan.source)
     about |= {"datasets": list(plan.sets), "prompts": plan.prompts, "target": plan.target}
     about |= dataclasses.asdict(plan.options) | {"settings": plan.settings}
-    write_json(plan.output / files.EVALUATION, about)
+    write_json(plan.output / file_names.EVALUATION, about)
     return summary
 
 
 def write_tables(plan: Plan, log: CaseLog, cases: Cases, summary: Summary) -> None:
     """Writes cases.csv, metrics.json, and curves.json, probe.json and probe.html where they are asked for."""
     if plan.options.curves:
-        write_json(plan.output / files.CURVES, summarise_curves(cases, plan.output / case_files.COUNTS))
+        write_json(plan.output / file_names.CURVES, summarise_curves(cases, plan.output / case_files.COUNTS))
     if plan.options.probe:
         probes = summarise_probes(cases, plan.prompts)
-        write_json(plan.output / files.PROBE, probes)
-        write_probe_page(plan.output / files.PROBE_PAGE, probes, plan.checkpoint)
-    write_json(plan.output / files.METRICS, summary)
+        write_json(plan.output / file_names.PROBE, probes)
+        write_probe_page(plan.output / file_names.PROBE_PAGE, probes, plan.checkpoint)
+    write_json(plan.output / file_names.METRICS, summary)
     log.finish()
 
 

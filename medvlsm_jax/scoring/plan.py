@@ -31,7 +31,7 @@ from medvlsm_jax.data.language.tokenizers import Tokenizer
 from medvlsm_jax.data.loading import load_split
 from medvlsm_jax.data.reading.cache import stamp
 from medvlsm_jax.errors import UserError, check_folder
-from medvlsm_jax.evaluation import files
+from medvlsm_jax.evaluation import file_names
 from medvlsm_jax.evaluation.probes import probed_name
 from medvlsm_jax.evaluation.report import Summary
 from medvlsm_jax.models import check_image_size, network_of
@@ -214,8 +214,8 @@ def describe_settings(
 def read_done(output: Path, settings: Mapping[str, Any]) -> Summary | None:
     """The summary in a folder whose evaluation is finished and of these settings."""
     try:
-        done = json.loads((output / files.EVALUATION).read_text("utf-8"))
+        done = json.loads((output / file_names.EVALUATION).read_text("utf-8"))
         is_same = done["settings"] == json.loads(json.dumps(settings))
-        return json.loads((output / files.METRICS).read_text("utf-8")) if is_same else None
+        return json.loads((output / file_names.METRICS).read_text("utf-8")) if is_same else None
     except (OSError, ValueError, KeyError):
         return None

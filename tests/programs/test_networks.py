@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from convert_weights import convert, describe, write_back
+from convert_weights import convert, write_back
 from safetensors.numpy import load_file, save_file
 from seeded_weights import seeded_state_dict
 
@@ -167,7 +167,7 @@ def test_a_converted_checkpoint_is_written_back_bit_for_bit(name, parity, tmp_pa
 
 
 def test_a_preset_is_described_by_its_modules():
-    lines = describe("unet_tiny", "").splitlines()
+    lines = network_text("unet_tiny", "").splitlines()
     assert lines[0].split() == ["module", "parameters", "trained", "frozen", "dtype"]
     rows = {line.split()[0]: line.split()[1:] for line in lines[2:] if len(line.split()) == 5}
     totals = [int(cells[0].replace(",", "")) for name, cells in rows.items() if "." not in name and name != "all"]

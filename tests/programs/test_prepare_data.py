@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from prepare_data import chosen_card, describe, list_cards, summary
+from prepare_data import chosen_card, list_cards, summary
 from processes import run_here
 
 from medvlsm_jax.data.cards import CARDS, Card
@@ -41,7 +41,7 @@ def test_all_cards_are_listed():
 
 @pytest.mark.parametrize("dataset", CARDS)
 def test_everything_about_a_dataset(dataset):
-    card, text = CARDS[dataset], describe(CARDS[dataset])
+    card, text = CARDS[dataset], card_text(CARDS[dataset])
     for value in (
         card.title,
         card.citation,

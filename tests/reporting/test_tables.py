@@ -9,8 +9,8 @@ import pytest
 from evaluation_files import Run, training, write_evaluation
 
 from medvlsm_jax.reporting.comparison import collect_results
+from medvlsm_jax.reporting.evaluations import find_evaluations
 from medvlsm_jax.reporting.published import published_datasets, published_dice
-from medvlsm_jax.reporting.runs import find_evaluations
 from medvlsm_jax.reporting.tables import escape_latex, interval, latex_table, mean, number, published, write_tables
 
 

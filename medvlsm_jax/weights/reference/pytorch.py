@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from medvlsm_jax.weights.files import import_torch
+from medvlsm_jax.weights.state_dicts import import_torch
 
 Outputs = dict[str, np.ndarray]  # layer -> activations, channels last
 

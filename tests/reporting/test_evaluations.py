@@ -12,7 +12,7 @@ from evaluation_files import Run, training, write_evaluation, write_history, wri
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.reporting.comparison import best_prompts, collect_results, titles_of
-from medvlsm_jax.reporting.runs import find_evaluations
+from medvlsm_jax.reporting.evaluations import find_evaluations
 from medvlsm_jax.reporting.section_tables import table2_cell
 from medvlsm_jax.reporting.seeds import seed_groups
 from medvlsm_jax.reporting.tables import published

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.evaluation import files as evaluation_files
+from medvlsm_jax.evaluation import file_names as evaluation_files
 from medvlsm_jax.evaluation.cases import UNFINISHED, read_cases
-from medvlsm_jax.evaluation.files import CASES, EVALUATION
+from medvlsm_jax.evaluation.file_names import CASES, EVALUATION
 
 RUN = "run.json"  # of a sweep
 ZERO_SHOT = "zero-shot"
