@@ -13,7 +13,7 @@ Summary = dict[str, dict[str, dict[str, Any]]]  # dataset -> condition -> name -
 
 
 def summarise(cases: Cases) -> Summary:
-    """What metrics.json holds: dataset -> condition -> `describe_cases`, and that `by` class, sex, … where they differ."""
+    """What metrics.json holds: dataset -> condition -> `describe_cases`, also `by` class, sex, …"""
     summary: Summary = {}
     for (dataset, prompt), rows in cases.by("dataset", "prompt").items():
         group = cases.select(rows)
