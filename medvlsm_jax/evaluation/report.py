@@ -13,7 +13,7 @@ Summary = dict[str, dict[str, dict[str, Any]]]  # dataset -> condition -> name -
 
 
 def summarise(cases: Cases) -> Summary:
-    """What metrics.json holds: dataset -> condition -> `describe_cases`, also `by` class, sex, …"""
+    """What metrics.json holds: dataset -> condition -> `describe_cases`, and so `by` class, sex and others."""
     summary: Summary = {}
     for (dataset, prompt), rows in cases.by("dataset", "prompt").items():
         group = cases.select(rows)

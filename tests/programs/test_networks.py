@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from convert_weights import convert, write_back
+from convert_weights import convert, network_text, write_back
 from safetensors.numpy import load_file, save_file
 from seeded_weights import seeded_state_dict
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from prepare_data import chosen_card, list_cards, summary
+from prepare_data import card_text, chosen_card, list_cards, summary
 from processes import run_here
 
 from medvlsm_jax.data.cards import CARDS, Card
