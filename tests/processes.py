@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -85,7 +86,9 @@ def run_here(program: str | Path, *args: str) -> subprocess.CompletedProcess[str
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         contextlib.chdir(ROOT),
+        warnings.catch_warnings(),
     ):
+        warnings.simplefilter("ignore", DeprecationWarning)  # as Python does for a program
         flags.FLAGS.unparse_flags()
         code = 0
         try:

@@ -178,7 +178,7 @@ def test_a_program_ends_with_one_line_and_no_traceback(run, sample, tmp_path, co
         ("-m medvlsm_jax.train --config=configs/clipseg.py:colour=red --workdir={out}", "'colour=red' is not FIELD="),
         (
             "-m medvlsm_jax.predict --checkpoint={out} --image=a.png --prompt=polyp --output={out}",
-            "{out} does not exist",
+            "--image=a.png does not exist",
         ),
         ("tools/convert_weights.py --model=clipseg", "give --source and --output"),
         ("tools/prepare_data.py --dataset=isic", "give --raw and --data_dir, or --list to see the datasets"),
