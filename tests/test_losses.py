@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.losses import LOSSES, binary_cross_entropy, dice_bce, find_loss, soft_dice
@@ -45,7 +46,7 @@ def test_cross_entropy_of_even_odds_is_ln_2(half):
 def test_dice_bce_adds_a_fifth_of_the_cross_entropy(half):
     logits = jnp.linspace(-3, 3, half.size).reshape(half.shape)
     expected = soft_dice(logits, half) + 0.2 * binary_cross_entropy(logits, half)
-    np.testing.assert_allclose(dice_bce(logits, half), expected, rtol=1e-6)
+    assert_close(dice_bce(logits, half), expected)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -54,7 +55,7 @@ def test_an_image_does_not_influence_the_loss_of_another(half, name):
     logits = jnp.linspace(-3, 3, half.size).reshape(half.shape)
     together, alone = loss(logits, half), loss(logits[1:], half[1:])
     assert together.shape == (2,)
-    np.testing.assert_array_equal(together[1:], alone)
+    assert_close(together[1:], alone)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -76,7 +77,7 @@ def test_the_loss_of_masks_that_are_not_empty_is_the_originals(parity):
     weights = loss.weights(mask)
     assert np.flatnonzero(weights).tolist() == [0, 1, 2, 3, 5]
     mean = (loss(logits, mask) * weights).sum() / weights.sum()
-    np.testing.assert_allclose(mean, arrays["tuned_dice_of_images_0_1_2_3_5"], rtol=2e-6)
+    assert_close(mean, arrays["tuned_dice_of_images_0_1_2_3_5"])
 
 
 def test_an_unknown_loss_names_the_field_and_the_choices():

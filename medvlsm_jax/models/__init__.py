@@ -10,12 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import biomedclipseg, clipseg, cnn, cris
 from medvlsm_jax.models.network import Network, NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, split_model
+from medvlsm_jax.models.randomness import initial_rngs
 
 # Network -> its class and its presets.
 FAMILY: dict[str, tuple[type[Network], Mapping[str, NetworkConfig]]] = {
@@ -53,7 +55,7 @@ def abstract_model(config: NetworkConfig) -> Network:
 @functools.lru_cache(maxsize=16)
 def split_abstract(config: NetworkConfig) -> tuple[nnx.GraphDef, Any]:
     """Tracing a network's initial values takes seconds, so it is done once for a config."""
-    return nnx.split(nnx.eval_shape(lambda: NETWORKS[network_of(config)](config, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: NETWORKS[network_of(config)](config, rngs=initial_rngs(jax.random.key(0)))))
 
 
 def preset_of(config: NetworkConfig) -> str:
@@ -100,14 +102,17 @@ def initial_arrays(
         shardings: where arrays of these shapes are to be made.
     """
 
-    def build() -> Arrays:
-        _, params, stats = split_model(NETWORKS[network_of(config)](config, rngs=nnx.Rngs(seed)))
+    def build(key_data: jax.Array) -> Arrays:
+        rngs = initial_rngs(jax.random.wrap_key_data(key_data))
+        _, params, stats = split_model(NETWORKS[network_of(config)](config, rngs=rngs))
         return {name: array for name, array in {**params, **stats}.items() if names is None or name in names}
 
-    placed = None if shardings is None else shardings(jax.eval_shape(build))
+    # An argument, so that a kept compilation serves every seed; on the host, so that it suits any mesh.
+    key_data = np.asarray(jax.random.key_data(jax.random.key(seed)))
+    placed = None if shardings is None else shardings(jax.eval_shape(build, key_data))
     # Hundreds of random draws, each run once: on CPU, optimising them takes three times as long as it saves.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(build, out_shardings=placed, compiler_options=options)()
+    return jax.jit(build, out_shardings=placed, compiler_options=options)(key_data)
 
 
 def override(config: Any, overrides: dict[str, Any]) -> Any:

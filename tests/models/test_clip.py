@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 from flax import nnx
 
 from medvlsm_jax.models.clip import CLIPText, CLIPTextConfig
@@ -35,8 +36,8 @@ def embed(text, tokens: list[int], length: int | None = None) -> np.ndarray:
 @pytest.mark.parametrize("padding", [[END, END, END], [0, 0], [7, 2, END, 4]])
 def test_what_follows_the_first_end_token_does_not_matter(text, padding):
     expected = embed(text, SENTENCE)
-    np.testing.assert_allclose(embed(text, SENTENCE + padding, len(SENTENCE)), expected, atol=1e-6)
-    np.testing.assert_allclose(embed(text, SENTENCE + padding), expected, atol=1e-6)
+    assert_close(embed(text, SENTENCE + padding, len(SENTENCE)), expected)
+    assert_close(embed(text, SENTENCE + padding), expected)
 
 
 def test_every_token_before_the_end_matters(text):
@@ -50,7 +51,7 @@ def test_every_token_before_the_end_matters(text):
 def test_masked_tokens_are_not_attended_to(text):
     masked = jnp.array([[1, 0, 1, 1]])
     one, other = (np.asarray(run(text, jnp.array([[1, token, 3, END]]), masked)) for token in (5, 6))
-    np.testing.assert_allclose(one, other, atol=1e-6)
+    assert_close(one, other)
 
 
 def test_too_many_tokens_are_refused(text):

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 from flax import nnx
 
 from medvlsm_jax.models.layers import (
@@ -38,7 +39,7 @@ def test_resize_is_torchs_interpolate(torch, exact_matmul, method, align_corners
         torch.from_numpy(x.transpose(0, 3, 1, 2)), size, mode=method, align_corners=align_corners
     )
     ours = resize(jnp.asarray(x), size, method, align_corners=align_corners)
-    np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+    assert_close(ours, theirs.numpy().transpose(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -46,17 +47,17 @@ def test_resize_is_torchs_interpolate(torch, exact_matmul, method, align_corners
 class TestResize:
     def test_keeps_a_constant_image(self, method, align_corners):
         resized = resize(jnp.full((1, 6, 9, 1), 0.7), (17, 4), method, align_corners=align_corners)
-        np.testing.assert_allclose(resized, np.full((1, 17, 4, 1), 0.7), atol=1e-6)
+        assert_close(resized, np.full((1, 17, 4, 1), 0.7))
 
     def test_to_its_own_size_changes_nothing(self, exact_matmul, method, align_corners):
         x = random_array(1, 6, 9, 2)
-        np.testing.assert_allclose(resize(jnp.asarray(x), (6, 9), method, align_corners=align_corners), x, atol=1e-6)
+        assert_close(resize(jnp.asarray(x), (6, 9), method, align_corners=align_corners), x)
 
     def test_turns_with_a_flipped_image(self, exact_matmul, method, align_corners):
         x = jnp.asarray(random_array(1, 6, 9, 2))
         flipped = resize(x[:, ::-1, ::-1], (11, 5), method, align_corners=align_corners)
         resized = resize(x, (11, 5), method, align_corners=align_corners)
-        np.testing.assert_allclose(flipped, resized[:, ::-1, ::-1], atol=1e-5)
+        assert_close(flipped, resized[:, ::-1, ::-1])
 
     def test_keeps_the_dtype(self, method, align_corners):
         x = jnp.zeros((1, 4, 4, 1), jnp.bfloat16)
@@ -65,9 +66,9 @@ class TestResize:
 
 def test_bilinear_resize_doubles_as_worked_by_hand():
     x = jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1)
-    np.testing.assert_allclose(resize(x, (1, 4), "bilinear").ravel(), [0, 0.25, 0.75, 1])
+    assert_close(resize(x, (1, 4), "bilinear").ravel(), [0, 0.25, 0.75, 1], 1e-6)
     aligned = resize(x, (1, 4), "bilinear", align_corners=True).ravel()
-    np.testing.assert_allclose(aligned, [0, 1 / 3, 2 / 3, 1], rtol=1e-6)
+    assert_close(aligned, [0, 1 / 3, 2 / 3, 1], 1e-6)
 
 
 def test_patch_embedding_is_a_strided_convolution(torch, exact_matmul):
@@ -80,7 +81,7 @@ def test_patch_embedding_is_a_strided_convolution(torch, exact_matmul):
         torch.arange(6.0),
         stride=4,
     )
-    np.testing.assert_allclose(layer(jnp.asarray(image)), theirs.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+    assert_close(layer(jnp.asarray(image)), theirs.numpy().transpose(0, 2, 3, 1))
 
 
 def test_patch_embedding_refuses_a_cut_patch():
@@ -100,7 +101,7 @@ def test_patch_transposed_conv_is_torchs(torch, exact_matmul, patch):
         torch.arange(3.0),
         stride=patch,
     )
-    np.testing.assert_allclose(layer(jnp.asarray(x)), theirs.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+    assert_close(layer(jnp.asarray(x)), theirs.numpy().transpose(0, 2, 3, 1))
 
 
 def test_attention_is_torchs(torch, exact_matmul):
@@ -113,13 +114,13 @@ def test_attention_is_torchs(torch, exact_matmul):
     x = random_array(2, 5, 8)
     with torch.no_grad():
         theirs, _ = reference(*[torch.from_numpy(x)] * 3)
-    np.testing.assert_allclose(layer(jnp.asarray(x)), theirs, atol=1e-6)
+    assert_close(layer(jnp.asarray(x)), theirs)
 
 
 def test_layer_norm_is_exact_far_from_zero(torch):
     x = random_array(3, 16) + 1000  # where a one-pass variance loses all digits
     theirs = torch.nn.functional.layer_norm(torch.from_numpy(x), (16,), eps=1e-5)
-    np.testing.assert_allclose(layer_norm(16, 1e-5, FLOAT32, nnx.Rngs(0))(jnp.asarray(x)), theirs, atol=1e-3)
+    assert_close(layer_norm(16, 1e-5, FLOAT32, nnx.Rngs(0))(jnp.asarray(x)), theirs, 1e-3)
 
 
 def test_heads_must_divide_the_width():
@@ -130,15 +131,15 @@ def test_heads_must_divide_the_width():
 def test_linear_takes_any_leading_axes(exact_matmul):
     layer = Linear(4, 3, rngs=nnx.Rngs(0))
     x = jnp.asarray(random_array(2, 5, 6, 4))
-    np.testing.assert_allclose(layer(x), x @ layer.kernel[...] + layer.bias[...], atol=1e-6)
+    assert_close(layer(x), x @ layer.kernel[...] + layer.bias[...])
 
 
 def test_quick_gelu_is_clips():
     x = random_array(64)
-    np.testing.assert_allclose(quick_gelu(jnp.asarray(x)), x / (1 + np.exp(-1.702 * x)), atol=1e-6)
+    assert_close(quick_gelu(jnp.asarray(x)), x / (1 + np.exp(-1.702 * x)))
 
 
 def test_pixels_are_normalised_per_channel():
     image = np.array([0, 128, 255], np.uint8).reshape(1, 1, 1, 3)
     pixels = normalize_pixels(jnp.asarray(image), (0.5, 0.25, 0.0), (0.5, 1.0, 2.0))
-    np.testing.assert_allclose(pixels.ravel(), [-1, 128 / 255 - 0.25, 0.5], rtol=1e-6)
+    assert_close(pixels.ravel(), [-1, 128 / 255 - 0.25, 0.5], 1e-6)

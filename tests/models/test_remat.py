@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 from flax import nnx
 
 from medvlsm_jax.models import abstract_model, override, preset
@@ -77,15 +78,23 @@ def results(name: str, remat: str):
     return jax.jit(jax.value_and_grad(step, has_aux=True))(params, stats)
 
 
+def assert_trees_close(found, expected, floor: float = 0.0) -> None:
+    """Fails where leaves differ by more than 1e-5 of their largest value, and integers at all."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert_close(ours, theirs, 0.0 if jnp.issubdtype(theirs.dtype, jnp.integer) else 1e-5, floor=floor)
+
+
 @pytest.mark.parametrize(
     ("name", "remat"), [("vit", "dots"), ("clip_text", "full"), ("bert", "dots"), ("bert", "full"), ("resnet", "full")]
 )
 def test_every_number_is_the_same(name, remat):
     """Outputs of every block, gradients, statistics, and how many random numbers were drawn."""
-    expected, found = results(name, "none"), results(name, remat)
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    (values, gradients), (expected_values, expected_gradients) = results(name, remat), results(name, "none")
+    assert_trees_close(values, expected_values)
+    # A bias of keys has no influence: its gradient is a rounding error of the others.
+    largest = max(float(np.abs(gradient).max()) for gradient in expected_gradients.values())
+    assert_trees_close(gradients, expected_gradients, floor=largest)
 
 
 def in_evaluation(name: str, remat: str) -> list[jax.Array]:
@@ -95,8 +104,7 @@ def in_evaluation(name: str, remat: str) -> list[jax.Array]:
 
 @pytest.mark.parametrize("name", ["bert", "resnet"])
 def test_evaluation_is_the_same(name):
-    for ours, theirs in zip(in_evaluation(name, "full"), in_evaluation(name, "none"), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert_trees_close(in_evaluation(name, "full"), in_evaluation(name, "none"))
 
 
 def test_dropout_acts_in_rematerialised_blocks():
@@ -118,9 +126,7 @@ def test_a_model_can_be_called_outside_jit():
     model.train()
     states = model(IMAGES)
     (_, (expected, stats, _)), _ = results("resnet", "none")
-    found = (states, split_model(model)[2])
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves((expected, stats)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert_trees_close((states, split_model(model)[2]), (expected, stats))
 
 
 def kept(name: str, remat: str) -> list[tuple[int, ...]]:

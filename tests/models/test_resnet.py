@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 from flax import nnx
 
 from medvlsm_jax.models.layers import BatchNorm, Conv, ConvNorm
@@ -93,7 +94,7 @@ def test_conv_is_torchs(torch, kernel_size, options):
         layer.bias[...] = jnp.arange(8.0)
     x = random_array(2, 10, 7, 4)
     ours = layer(jnp.asarray(x))
-    np.testing.assert_allclose(ours, nhwc(torch_conv(torch, layer)(nchw(torch, x))), atol=2e-5)
+    assert_close(ours, nhwc(torch_conv(torch, layer)(nchw(torch, x))))
 
 
 def test_batch_norm_follows_torchs_through_training(torch):
@@ -103,12 +104,12 @@ def test_batch_norm_follows_torchs_through_training(torch):
     layer.train()
     for step in range(4):
         x = (step + 1) * random_array(3, 2, 2, 5, seed=step) + step  # 12 values: 9 % between the two variances
-        np.testing.assert_allclose(run(layer, x), nhwc(theirs(nchw(torch, x))), atol=1e-5)
-        np.testing.assert_allclose(layer.mean[...], theirs.running_mean, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(layer.var[...], theirs.running_var, rtol=1e-5)
+        assert_close(run(layer, x), nhwc(theirs(nchw(torch, x))))
+        assert_close(layer.mean[...], theirs.running_mean.numpy())
+        assert_close(layer.var[...], theirs.running_var.numpy())
     layer.eval()
     statistics = np.asarray(layer.mean[...]), np.asarray(layer.var[...])
-    np.testing.assert_allclose(run(layer, x), nhwc(theirs.eval()(nchw(torch, x))), atol=1e-5)
+    assert_close(run(layer, x), nhwc(theirs.eval()(nchw(torch, x))))
     np.testing.assert_array_equal((layer.mean[...], layer.var[...]), statistics)
 
 
@@ -121,9 +122,9 @@ def test_batch_norms_gradients_are_torchs(torch):
     (theirs(pixels) * nchw(torch, weights)).sum().backward()
     to_input = nnx.grad(lambda layer, x: (layer(x) * weights).sum(), argnums=(0, 1))
     of_layer, of_input = to_input(layer, jnp.asarray(x))
-    np.testing.assert_allclose(of_input, nhwc(pixels.grad), atol=1e-5)
-    np.testing.assert_allclose(of_layer["scale"][...], theirs.weight.grad, atol=1e-5)
-    np.testing.assert_allclose(of_layer["bias"][...], theirs.bias.grad, atol=1e-5)
+    assert_close(of_input, nhwc(pixels.grad))
+    assert_close(of_layer["scale"][...], theirs.weight.grad.numpy())
+    assert_close(of_layer["bias"][...], theirs.bias.grad.numpy())
 
 
 def test_batch_norm_is_exact_far_from_zero():
@@ -132,14 +133,14 @@ def test_batch_norm_is_exact_far_from_zero():
     layer.train()
     x = 1000 + random_array(64, 1)
     expected = (x - x.mean(dtype=np.float64)) / x.std(dtype=np.float64)
-    np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=1e-3)
+    assert_close(layer(jnp.asarray(x)), expected, 1e-3)
 
 
 def test_batch_norm_of_one_value_stays_finite():
     layer = BatchNorm(2, dtype=FLOAT32)
     layer.train()
     np.testing.assert_array_equal(layer(jnp.ones((1, 1, 1, 2))), np.zeros((1, 1, 1, 2)))
-    np.testing.assert_allclose(layer.var[...], [0.9, 0.9], rtol=1e-6)
+    assert_close(layer.var[...], [0.9, 0.9], 1e-6)
 
 
 def test_batch_norm_takes_statistics_in_float32():
@@ -148,7 +149,7 @@ def test_batch_norm_takes_statistics_in_float32():
     x = jnp.asarray(100 + random_array(256, 1), jnp.bfloat16)
     assert layer(x).dtype == jnp.bfloat16
     assert layer.mean[...].dtype == jnp.float32
-    np.testing.assert_allclose(layer.mean[...], [0.1 * np.asarray(x, np.float64).mean()], rtol=1e-6)
+    assert_close(layer.mean[...], [0.1 * np.asarray(x, np.float64).mean()], 1e-6)
 
 
 @pytest.mark.parametrize("has_relu", [True, False])
@@ -156,7 +157,7 @@ def test_conv_norm_is_torchs(torch, has_relu):
     layer = fill(ConvNorm(3, 6, 3, stride=2, has_relu=has_relu, dtype=FLOAT32, rngs=nnx.Rngs(0)))
     theirs = torch_conv_norm(torch, layer)
     x = random_array(2, 8, 6, 3)
-    np.testing.assert_allclose(run(layer, x), nhwc(theirs.eval()(nchw(torch, x))), atol=1e-5)
+    assert_close(run(layer, x), nhwc(theirs.eval()(nchw(torch, x))))
     assert (np.asarray(run(layer, x)).min() >= 0) == has_relu
 
 
@@ -185,7 +186,7 @@ def test_bottleneck_is_torchs(torch, d_in, stride, options, is_training):
     if block.shortcut is not None:
         shortcut = torch_conv_norm(torch, block.shortcut).train(is_training)(pool(pixels))
     expected = torch.relu(convs[2](pool(convs[1](convs[0](pixels)))) + shortcut)
-    np.testing.assert_allclose(run(block, x), nhwc(expected), atol=2e-5)
+    assert_close(run(block, x), nhwc(expected))
 
 
 @pytest.mark.parametrize(

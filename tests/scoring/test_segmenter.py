@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 
 from medvlsm_jax.models.layers import normalize_pixels
 from medvlsm_jax.models.parameters import merge_model
@@ -48,7 +49,7 @@ def test_conditions_are_what_the_whole_model_gives(probabilities, model, batches
     found = probabilities(variants, {"own": [False], "other": [False]}, devices)
     assert set(found) == {"own", "other"}
     for name, batch in zip(("own", "other"), batches, strict=False):
-        np.testing.assert_allclose(found[name], by_hand(model, batches[0]["image"], batch), atol=1e-6)
+        assert_close(found[name], by_hand(model, batches[0]["image"], batch))
 
 
 def test_variants_are_averaged_by_their_weights(probabilities, model, batches):
@@ -57,7 +58,7 @@ def test_variants_are_averaged_by_their_weights(probabilities, model, batches):
     parts = [by_hand(model, batches[0]["image"], batch) for batch in batches[:2]]
     shares = weights[:, None, None, None]
     found = probabilities(variants, {"both": [False, False]})["both"]
-    np.testing.assert_allclose(found, shares * parts[0] + (1 - shares) * parts[1], atol=1e-6)
+    assert_close(found, shares * parts[0] + (1 - shares) * parts[1])
 
 
 def test_a_mirrored_variant_looks_at_the_mirror_image_and_is_turned_back(probabilities, model, batches):
@@ -65,5 +66,5 @@ def test_a_mirrored_variant_looks_at_the_mirror_image_and_is_turned_back(probabi
     image = batches[0]["image"]
     turned = by_hand(model, image[:, :, ::-1], batches[1])[:, :, ::-1]
     found = probabilities(variants, {"flips": [False, True]})["flips"]
-    np.testing.assert_allclose(found, (by_hand(model, image, batches[0]) + turned) / 2, atol=1e-6)
+    assert_close(found, (by_hand(model, image, batches[0]) + turned) / 2)
     assert not np.allclose(turned, turned[:, :, ::-1], atol=1e-3)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from closeness import assert_close
 from flax import nnx
 
 from medvlsm_jax import models
@@ -122,7 +123,7 @@ def test_random_weights_are_those_of_create_model_with_that_seed_on_any_mesh(con
     _, params, _ = split_model(models.create_model("small", rngs=nnx.Rngs(7), **smallest))
     assert made.keys() == params.keys()
     for name, array in params.items():
-        np.testing.assert_allclose(made[name], array, rtol=1e-5, atol=1e-7, err_msg=name)
+        assert_close(made[name], array, name=name)
     kernel = made["vision.blocks.0.mlp.expand.kernel"]
     assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 8}
 

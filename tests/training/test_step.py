@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from closeness import assert_close
 from flax import nnx
 
 from medvlsm_jax import models
@@ -136,7 +137,7 @@ def test_the_mesh_does_not_change_an_evaluation(evaluate, data, fsdp):
     result, other = evaluate(data, fsdp), evaluate(2)
     assert result.keys() == other.keys()
     for name, values in result.items():
-        np.testing.assert_allclose(values, other[name], atol=1e-6, err_msg=name)
+        assert_close(values, other[name], name=name)
 
 
 def test_an_evaluation_returns_one_value_an_image_and_the_probabilities(evaluate, batches):
@@ -147,7 +148,7 @@ def test_an_evaluation_returns_one_value_an_image_and_the_probabilities(evaluate
     assert values["probability"].shape == (8, 32, 32, 1)
     predicted, truth = values["probability"] > 0.5, batches[0]["mask"] > 0
     both, total = (predicted & truth).sum((1, 2, 3)), predicted.sum((1, 2, 3)) + truth.sum((1, 2, 3))
-    np.testing.assert_allclose(values["dice"], 2 * both / total, rtol=1e-6)
+    assert_close(values["dice"], 2 * both / total, 1e-6)
 
 
 # --- Batch statistics, dropout and several classes ------------------------------------------------------------------
@@ -215,7 +216,7 @@ def test_images_that_a_loss_leaves_out_change_nothing(network, mesh_of, batches,
         state = new_state(*placed, {}, optax.identity(), mesh)
         step = make_train_step(network.graphdef, optax.identity(), loss, mesh, state)
         values.append({key: float(x) for key, x in step(state, put_batch(batch, mesh), jnp.float32(0))[1].items()})
-    assert (values[0] == pytest.approx(values[1], rel=1e-5)) == (name == "dice_nonempty")
+    assert (values[0] == pytest.approx(values[1], rel=1e-4)) == (name == "dice_nonempty")
 
 
 # --- Updates ----------------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def test_updates_are_pytorchs_adamw_after_clipping_the_global_norm():
         reference.param_groups[0]["lr"] = rate
         reference.step()
         for name, parameter in theirs.items():
-            np.testing.assert_allclose(ours[name], parameter.detach().numpy(), rtol=2e-5, atol=2e-6)
+            assert_close(ours[name], parameter.detach().numpy(), 2e-5)
 
 
 def test_weight_decay_shrinks_a_parameter_without_a_gradient():

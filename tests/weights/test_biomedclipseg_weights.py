@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_identical
 from flax import nnx
 from seeded_weights import seeded_state_dict, seeded_tensor
 
@@ -25,13 +26,6 @@ def seeded(request):
     return seeded_state_dict(request.config.rootpath / "tests" / "data" / "parity" / "biomedclipseg_tiny", seed=7)
 
 
-def assert_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
-    assert set(ours) == set(theirs)
-    for name, array in theirs.items():
-        assert (ours[name].dtype, ours[name].shape) == (array.dtype, array.shape)
-        np.testing.assert_array_equal(ours[name].view(np.int32), array.view(np.int32), err_msg=name)
-
-
 def encoders(state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array for name, array in state_dict.items() if not name.startswith("decoder.")}
 
@@ -44,19 +38,19 @@ def own_names(state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("wrapper", ["", "module.", "net.", "module.net."])
 def test_what_goes_in_comes_out_bit_for_bit(seeded, wrapper):
     wrapped = {wrapper + name: array for name, array in seeded.items()}
-    assert_same(to_torch(from_torch("biomedclipseg", wrapped, **HEADS)), seeded)
+    assert_identical(to_torch(from_torch("biomedclipseg", wrapped, **HEADS)), seeded)
 
 
 def test_position_ids_are_no_parameters(seeded):
     buffers = {"text.transformer.embeddings.position_ids": np.arange(64)[None]}
     decoder = {name: array for name, array in seeded.items() if name.startswith("decoder.")}
-    assert_same(to_torch(from_torch("biomedclipseg", own_names(seeded) | decoder | buffers, **HEADS)), seeded)
+    assert_identical(to_torch(from_torch("biomedclipseg", own_names(seeded) | decoder | buffers, **HEADS)), seeded)
 
 
 def test_half_precision_is_widened(seeded):
     halves = {name: array.astype(np.float16) for name, array in seeded.items()}
     widened = {name: array.astype(np.float32) for name, array in halves.items()}
-    assert_same(to_torch(from_torch("biomedclipseg", halves, **HEADS)), widened)
+    assert_identical(to_torch(from_torch("biomedclipseg", halves, **HEADS)), widened)
 
 
 def test_a_checkpoint_without_pooler_is_complete(seeded):
@@ -64,7 +58,7 @@ def test_a_checkpoint_without_pooler_is_complete(seeded):
     model = from_torch("biomedclipseg", kept, **HEADS)
     assert len(kept) == len(seeded) - 2
     assert not model.config.text.has_pooler
-    assert_same(to_torch(model), kept)
+    assert_identical(to_torch(model), kept)
 
 
 def test_biomedclips_own_file_gives_a_random_decoder(seeded):
@@ -75,7 +69,7 @@ def test_biomedclips_own_file_gives_a_random_decoder(seeded):
     sizes = HEADS | {"reduce_dim": 32, "decoder_mlp_width": 64}
     zero, one = (to_torch(from_torch("biomedclipseg", own, seed=seed, **sizes)) for seed in (0, 1))
     assert {name: array.shape for name, array in zero.items()} == {name: array.shape for name, array in seeded.items()}
-    assert_same(encoders(one), encoders(seeded))
+    assert_identical(encoders(one), encoders(seeded))
     drawn = [name for name in zero if name.startswith("decoder.") and name.endswith(("_proj.weight", ".0.weight"))]
     assert len(drawn) > 9
     for name in drawn:
@@ -89,7 +83,7 @@ def test_with_clipsegs_decoder_it_is_biomedclipseg_d(seeded, parity):
     expected = encoders(seeded) | {name: x for name, x in clipseg.items() if name.startswith("decoder.")}
     for source in (own_names(seeded), seeded):  # a decoder that is there already is replaced
         model = from_torch("biomedclipseg_d", with_decoder(source, wrapped), **HEADS)
-        assert_same(to_torch(model), expected)
+        assert_identical(to_torch(model), expected)
 
 
 def test_a_decoder_is_not_taken_from_a_file_that_has_none(seeded):

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from closeness import assert_identical
+from originals import FOLDER
 from seeded_weights import seeded_state_dict, seeded_tensor
 
 from medvlsm_jax.errors import UserError
@@ -12,23 +14,22 @@ from medvlsm_jax.weights import from_torch, to_torch
 HEADS = {"text": {"heads": 4}, "vision": {"heads": 4}, "extract_layers": (1, 2, 3)}
 
 
+@pytest.fixture(scope="module")
+def seeded() -> dict[str, np.ndarray]:
+    return seeded_state_dict(FOLDER / "clipseg_tiny")
+
+
 @pytest.fixture
-def state_dict(parity) -> dict[str, np.ndarray]:
-    return seeded_state_dict(parity / "clipseg_tiny")
-
-
-def assert_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
-    assert set(ours) == set(theirs)
-    for name, array in theirs.items():
-        assert (ours[name].dtype, ours[name].shape) == (array.dtype, array.shape)
-        np.testing.assert_array_equal(ours[name].view(np.int32), array.view(np.int32), err_msg=name)
+def state_dict(seeded) -> dict[str, np.ndarray]:
+    """The tiny stand-in checkpoint, of which tests may replace arrays."""
+    return dict(seeded)
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_what_goes_in_comes_out_bit_for_bit(parity, seed):
-    """For the full size see tests/models/test_clipseg.py."""
+    """For the full size see tests/parity/test_clipseg.py."""
     state_dict = seeded_state_dict(parity / "clipseg_tiny", seed)
-    assert_same(to_torch(from_torch("clipseg", state_dict, **HEADS)), state_dict)
+    assert_identical(to_torch(from_torch("clipseg", state_dict, **HEADS)), state_dict)
 
 
 def test_simple_upsampling_is_read_from_the_names(state_dict):
@@ -38,26 +39,26 @@ def test_simple_upsampling_is_read_from_the_names(state_dict):
         kept[name] = seeded_tensor(name, shape, "float32")
     model = from_torch("clipseg", kept, **HEADS)
     assert not model.config.complex_upsampling
-    assert_same(to_torch(model), kept)
+    assert_identical(to_torch(model), kept)
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "net.", "clipseg.", "net.clipseg.", "module.net.clipseg."])
 def test_wrappers_around_all_names_are_understood(state_dict, wrapper):
     wrapped = {wrapper + name: array for name, array in state_dict.items()}
-    assert_same(to_torch(from_torch("clipseg", wrapped, **HEADS)), state_dict)
+    assert_identical(to_torch(from_torch("clipseg", wrapped, **HEADS)), state_dict)
 
 
 def test_position_ids_are_no_parameters(state_dict):
     buffers = {
         f"clip.{tower}_model.embeddings.position_ids": np.arange(n)[None] for tower, n in (("text", 77), ("vision", 17))
     }
-    assert_same(to_torch(from_torch("clipseg", state_dict | buffers, **HEADS)), state_dict)
+    assert_identical(to_torch(from_torch("clipseg", state_dict | buffers, **HEADS)), state_dict)
 
 
 def test_half_precision_is_widened(state_dict):
     halves = {name: array.astype(np.float16) for name, array in state_dict.items()}
     widened = {name: array.astype(np.float32) for name, array in halves.items()}
-    assert_same(to_torch(from_torch("clipseg", halves, **HEADS)), widened)
+    assert_identical(to_torch(from_torch("clipseg", halves, **HEADS)), widened)
 
 
 def test_sizes_are_read_from_the_arrays(parity, state_dict):

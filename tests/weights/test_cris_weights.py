@@ -5,6 +5,8 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_identical
+from originals import FOLDER
 from seeded_weights import seeded_state_dict
 
 from medvlsm_jax.errors import UserError
@@ -19,9 +21,15 @@ NECK = {"fpn_channels": (32, 64, 128), "decoder_mlp_width": 128}  # what CLIP's 
 CONNECT = "backbone.visual.attnpool.connect."
 
 
+@pytest.fixture(scope="module")
+def seeded() -> dict[str, np.ndarray]:
+    return seeded_state_dict(FOLDER / "cris_tiny")
+
+
 @pytest.fixture
-def state_dict(parity) -> dict[str, np.ndarray]:
-    return seeded_state_dict(parity / "cris_tiny")
+def state_dict(seeded) -> dict[str, np.ndarray]:
+    """The tiny stand-in checkpoint, of which tests may replace arrays."""
+    return dict(seeded)
 
 
 @pytest.fixture
@@ -36,17 +44,10 @@ def rn50(state_dict) -> dict[str, np.ndarray]:
     return encoder | {name: np.asarray(value) for name, value in scalars.items()}
 
 
-def assert_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
-    assert set(ours) == set(theirs)
-    for name, array in theirs.items():
-        assert (ours[name].dtype, ours[name].shape) == (array.dtype, array.shape)
-        assert ours[name].tobytes() == array.tobytes(), name
-
-
 @pytest.mark.parametrize("wrapper", ["", "module.", "net.", "module.net."])
 def test_what_goes_in_comes_out_bit_for_bit(state_dict, wrapper):
     wrapped = {wrapper + name: array for name, array in state_dict.items()}
-    assert_same(to_torch(from_torch("cris", wrapped, **HEADS)), state_dict)
+    assert_identical(to_torch(from_torch("cris", wrapped, **HEADS)), state_dict)
 
 
 def test_sizes_are_read_from_the_arrays(parity, state_dict):

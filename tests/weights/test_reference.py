@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from originals import FOLDER
 from seeded_weights import seeded_state_dict, seeded_tensor
 
 from medvlsm_jax.errors import UserError
@@ -14,9 +15,15 @@ HEADS = {"text": {"heads": 4, "eos_token_id": 999}, "vision": {"heads": 4}, "ext
 TOLERANCE = 5e-5  # of a layer's largest absolute value
 
 
+@pytest.fixture(scope="module")
+def seeded() -> dict[str, np.ndarray]:
+    return seeded_state_dict(FOLDER / "clipseg_tiny", seed=7)
+
+
 @pytest.fixture
-def state_dict(parity) -> dict[str, np.ndarray]:
-    return seeded_state_dict(parity / "clipseg_tiny", seed=7)
+def state_dict(seeded) -> dict[str, np.ndarray]:
+    """A tiny checkpoint, of which tests may replace arrays."""
+    return dict(seeded)
 
 
 def compare(model) -> dict[str, float]:
