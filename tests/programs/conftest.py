@@ -7,15 +7,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from drawn_scores import DrawnSegmenter
+from evaluations import write_rectangles
 from jax.sharding import Mesh
 from small_network import SMALLEST
 
+from medvlsm_jax import evaluate as evaluation
 from medvlsm_jax import models
 from medvlsm_jax.checkpoints import model_folder
+from medvlsm_jax.checkpoints.model_folder import save_model
 from medvlsm_jax.config import base_config
+from medvlsm_jax.data.language.tokenizers import load_tokenizer
+from medvlsm_jax.evaluate import default_config
+from medvlsm_jax.models.parameters import merge_model
 from medvlsm_jax.parallel import sharding
 from medvlsm_jax.train import train
 
@@ -111,3 +119,38 @@ def two_classes(findings, tmp_path_factory) -> Path:
     with small_preset():
         train(config, workdir)
     return workdir
+
+
+# --- Evaluations ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def options(sample) -> ml_collections.ConfigDict:
+    """The config of an evaluation of the drawn sample."""
+    options = default_config()
+    options.data_dir = str(sample)
+    options.batch_size = 8
+    return options
+
+
+@pytest.fixture
+def rectangles(tmp_path) -> Path:
+    """A data folder with images of several sizes, and masks of several modes."""
+    write_rectangles(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def untrained(network, tmp_path_factory) -> Path:
+    """A model folder."""
+    model = merge_model(network.graphdef, jax.tree.map(jnp.asarray, network.params))
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    save_model(folder, model, load_tokenizer("builtin", network.config.text.context_length))
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch, untrained) -> Path:
+    """A model folder that evaluations load, but do not run: their scores are drawn."""
+    monkeypatch.setattr(evaluation, "make_segmenter", lambda _, mesh: DrawnSegmenter(mesh))
+    return untrained
