@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from medvlsm_jax.evaluation.metrics import overlap_metrics, probability_counts
 from medvlsm_jax.parallel.sharding import batch_sharding
-from medvlsm_jax.scoring.segmenter import OWN
+from medvlsm_jax.scoring.segmenter import OWN, Segmenter
 
 THRESHOLD = 0.5
 
@@ -24,13 +24,13 @@ def measure(probability: jax.Array, target: jax.Array, has_counts: bool) -> dict
     return values | ({"counts": probability_counts(probability, target)} if has_counts else {})
 
 
-class DrawnSegmenter:
+class DrawnSegmenter(Segmenter):
     """The truth, moved to the right by up to 5 pixels, as the record and the name of the condition have it."""
 
     threshold = THRESHOLD
 
     def __init__(self, mesh: Mesh):
-        self.mesh = mesh
+        vars(self).update(mesh=mesh)
 
     def answers(
         self,

@@ -17,6 +17,7 @@ from medvlsm_jax.errors import UserError
 from medvlsm_jax.parallel.sharding import local_rows
 from medvlsm_jax.scoring import scorer as module
 from medvlsm_jax.scoring.scorer import Scorer
+from medvlsm_jax.scoring.segmenter import Segmenter
 
 PROMPTS = ("p0", "p6")
 
@@ -101,13 +102,13 @@ def test_an_error_on_the_host_is_raised_after_the_other_processes_have_heard_of_
 # --- What is under way ------------------------------------------------------------------------------------------------
 
 
-class WatchedSegmenter:
+class WatchedSegmenter(Segmenter):
     """Notes when a condition of a batch is dispatched, and when the host reads, or waits for, what comes of it."""
 
     threshold = 0.5
 
     def __init__(self, names: tuple[str, ...], monkeypatch):
-        self.names, self.events, self.numbers, self.arrays = names, [], {}, []
+        vars(self).update(names=names, events=[], numbers={}, arrays=[])
         watched = SimpleNamespace(**vars(np))
         watched.asarray = lambda array, *args: self.read(array, np.asarray, *args)
         monkeypatch.setattr(module, "np", watched)
@@ -126,7 +127,7 @@ class WatchedSegmenter:
             values = {"probability": mask, "dice": mask[:, 0, 0, 0], "index": batch["index"], "valid": batch["valid"]}
             values = {key: jnp.copy(value) for key, value in values.items()}
             self.arrays.append(values.copy())  # they stay, so that no other gets their ids
-            self.numbers |= {id(value): number for value in values.values()}
+            self.numbers.update({id(value): number for value in values.values()})
             yield name, values
 
     def check(self, batches: int) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from drawn_scores import DrawnSegmenter
@@ -60,7 +61,8 @@ def test_the_loss_is_the_mean_over_the_images_that_it_counts(loader, mesh_of):
 
 
 def test_a_pool_has_the_dice_of_each_dataset_too(loader, mesh_of):
-    records = [dataclasses.replace(r, dataset="ab"[i % 2]) for i, r in enumerate(loader.records)]
+    cards = [dataclasses.replace(loader.records[0].card, name=name) for name in "ab"]
+    records = [dataclasses.replace(record, card=cards[i % 2]) for i, record in enumerate(loader.records)]
     results = drawn(dataclasses.replace(loader, records=records), mesh_of(2))({})[0]
     assert results.keys() == {"val/dice", "val/iou", "val/loss", "val/a/dice", "val/b/dice"}
     assert results["val/dice"] == pytest.approx((6 * results["val/a/dice"] + 5 * results["val/b/dice"]) / 11)
@@ -102,16 +104,17 @@ def make(config, loader, mesh_of, tmp_path):
 def test_it_is_what_the_model_gives_of_all_records_at_once(make, network, loader, config, exact_matmul, is_cached):
     validation, arrays = make(2, is_cached)
     whole = loader([(i, 0, True) for i in range(11)])
-    batch = {name: np.asarray(x) for name, x in whole.items()}
-    logits = forward(merge_model(network.graphdef, jax.device_get(arrays)), batch)
-    probability, target = jax.nn.sigmoid(logits), batch["mask"].astype(np.float32)
+    batch = {name: jnp.asarray(x) for name, x in whole.items()}
+    on_one = jax.tree.map(jnp.asarray, jax.device_get(arrays))
+    logits = jax.jit(lambda arrays, batch: forward(merge_model(network.graphdef, arrays), batch))(on_one, batch)
+    probability, target = jax.nn.sigmoid(logits), batch["mask"].astype(jnp.float32)
     expected = overlap_metrics(probability, target, SMALL.threshold)
+    loss, target = find_loss(config.loss)(logits, target), np.asarray(target)
     for _ in range(2):  # the second time from what was kept
         results, pictures = validation(arrays)
         for name in ("dice", "iou"):
-            assert results[f"val/{name}"] == pytest.approx(np.mean(expected[name], dtype=np.float64), abs=1e-6)
-        loss = find_loss(config.loss)(logits, target)
-        assert results["val/loss"] == pytest.approx(np.mean(loss, dtype=np.float64), abs=1e-6)
+            assert results[f"val/{name}"] == pytest.approx(np.mean(np.asarray(expected[name], np.float64)), abs=1e-6)
+        assert results["val/loss"] == pytest.approx(np.mean(np.asarray(loss, np.float64)), abs=1e-6)
         for i, picture in enumerate(pictures):
             is_predicted, is_true = np.asarray(probability)[i, ..., 0] > SMALL.threshold, target[i, ..., 0] > 0
             np.testing.assert_array_equal(picture, overlay(whole["image"][i], is_predicted, is_true))
