@@ -12,7 +12,7 @@ from check_continuation import CLOCKED
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluate import default_config, evaluate
 from medvlsm_jax.train import train
-from medvlsm_jax.training.inputs import read_split
+from medvlsm_jax.training.run import read_split
 
 POOL = "one+two"
 
