@@ -53,6 +53,33 @@ PARITY = TESTS / "data" / "parity"
 SHARED = TESTS.parent.parent / "shared"  # real samples and vocabularies, where a developer has them
 
 
+# The longest first, so that no worker is left with one of them at the end. `-m "not slow"` does without.
+SLOW = (
+    "programs/test_train.py",
+    "programs/test_evaluate.py",
+    "programs/test_networks.py",
+    "programs/test_continuation.py",
+    "programs/test_joined_runs.py",
+    "programs/test_pools.py",
+    "programs/test_sweep.py",
+    "programs/test_trackers.py",
+    "programs/test_writers.py",
+    "programs/test_bad_input.py",
+    "programs/test_benchmark_train.py",
+    "programs/test_predict.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks slow files and moves them to the front, in their order."""
+    ranks = {TESTS / name: rank for rank, name in enumerate(SLOW)}
+    for item in items:
+        if item.path in ranks:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache_home(tmp_path_factory):
     """What is remembered about files stays out of the home folder, in the programs that tests start as well."""

@@ -98,9 +98,8 @@ def test_training_on_spoilt_data_stops_before_it_starts(config, data_dir, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("kind", ["truncated image", "mask of another size"])
-def test_training_that_meets_a_broken_file_names_it(config, data_dir, tmp_path, kind):
-    message = spoil(data_dir, kind, "train")
+def test_training_that_meets_a_broken_file_names_it(config, data_dir, tmp_path):
+    message = spoil(data_dir, "truncated image", "train")
     config.data_dir = str(data_dir)
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")

@@ -129,14 +129,9 @@ def test_a_class_is_named_when_a_picture_is_segmented(two_classes, sample, tmp_p
         predict(two_classes, [an_image(sample)], "a circle", tmp_path / "out", batch_size=1)
 
 
-def test_one_class_alone_can_be_trained(findings, tmp_path):
-    config = config_of("unet_tiny", findings, dataset="chexlocalize", target="edema", max_steps=1)
-    train(config, tmp_path / "run")
-    assert load_pretrained(tmp_path / "run").config.classes == ()
-
-
-def test_a_checkpoint_with_one_output_is_not_trained_on_several_classes(findings, tmp_path):
+def test_trained_on_one_class_alone_it_has_one_output_and_cannot_go_on_with_several(findings, tmp_path):
     train(config_of("unet_tiny", findings, dataset="chexlocalize", target="edema", max_steps=1), tmp_path / "run")
+    assert load_pretrained(tmp_path / "run").config.classes == ()
     config = config_of("unet_tiny", findings, dataset="chexlocalize", init=str(tmp_path / "run"))
     with pytest.raises(UserError, match=r"has one output, but the training data name 10 classes .* --classes="):
         train(config, tmp_path / "other")

@@ -38,12 +38,26 @@ def values(workdir: Path) -> dict[tuple[int, str], float]:
     return {(row["step"], row["name"]): row["value"] for row in rows if row["name"] not in CLOCKED}
 
 
-def test_a_pool_is_validated_as_a_whole_and_by_dataset(config, pool, tmp_path):
+@pytest.fixture(scope="module")
+def kept() -> dict[tuple[int, str], float]:
+    """What `whole` found, for the other test that compares with it."""
+    return {}
+
+
+@pytest.fixture
+def whole(kept, config, pool, tmp_path) -> dict[tuple[int, str], float]:
+    """The values of a run of one epoch on the pool; `config` is that run's."""
     config.data_dir, config.dataset, config.num_epochs = str(pool), POOL, 1
-    result = train(config, tmp_path / "run")
+    if not kept:
+        train(config, tmp_path / "whole")
+        kept |= values(tmp_path / "whole")
+    return kept
+
+
+def test_a_pool_is_validated_as_a_whole_and_by_dataset(config, pool, whole):
     steps = (count(pool, "one", "train") + count(pool, "two", "train")) // config.batch_size
-    assert result["step"] == steps  # an epoch of a pool has every record of its datasets
-    found = values(tmp_path / "run")
+    found = whole
+    assert max(step for step, _ in found) == steps  # an epoch of a pool has every record of its datasets
     sizes = np.array([count(pool, name, "val") for name in ("one", "two")])
     parts = [found[steps, f"val/{name}/dice"] for name in ("one", "two")]
     assert found[steps, "val/dice"] == pytest.approx((sizes * parts).sum() / sizes.sum(), rel=1e-6)
@@ -128,18 +142,16 @@ def test_a_field_that_does_not_fit_is_named(config, pool, tmp_path, field, value
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
-def test_a_store_gives_the_run_that_its_folder_gives(config, pool, tmp_path):
+def test_a_store_gives_the_run_that_its_folder_gives(config, pool, whole, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     from medvlsm_jax.data.cards import Card
     from medvlsm_jax.data.preparing.arrayrecord_writer import write_store
 
     for name in ("one", "two"):
         write_store(pool, Card(name), tmp_path / "stores", num_shards=2)
-    config.dataset, config.num_epochs = POOL, 1
-    for name, data_dir in (("folder", pool), ("store", tmp_path / "stores")):
-        config.data_dir = str(data_dir)
-        train(config, tmp_path / name)
-    assert values(tmp_path / "folder") == values(tmp_path / "store")
+    config.data_dir = str(tmp_path / "stores")
+    train(config, tmp_path / "store")
+    assert values(tmp_path / "store") == whole
 
 
 def test_bad_records_are_left_out_when_asked_for_and_listed(config, pool, tmp_path, capsys):
