@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 
 DEVICES = "--xla_force_host_platform_device_count"
 # Halve the time that most tests take, which is XLA's compiling. XLA ends a process that names a flag it does not know.
-# The first jaxlib without each, as far as is known: 0.10.2, 0.11.0 and 0.12.0 were looked at.
-QUICK = {"--xla_cpu_use_fusion_emitters=false": (0, 12), "--xla_cpu_parallel_codegen_split_count=1": (0, 13)}
+# The first jaxlib without each, as far as is known: 0.10.2, 0.11.0, 0.11.2, 0.12.0 and 0.12.0.1 were looked at.
+QUICK = {"--xla_cpu_use_fusion_emitters=false": (0, 11, 1), "--xla_cpu_parallel_codegen_split_count=1": (0, 13)}
 
 
 # --- XLA's flags ------------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def with_devices(given: str, count: int) -> str:
 def with_quick_compiler(given: str, jaxlib: str) -> str:
     """XLA_FLAGS with those that shorten compiling, as far as this jaxlib knows them and nothing else is given."""
     names = {flag.partition("=")[0] for flag in given.split()}
-    release = tuple(int(number) for number in jaxlib.split(".")[:2])
+    release = tuple(int(number) for number in jaxlib.split(".")[:3])
     quick = [flag for flag, end in QUICK.items() if (0, 10) <= release < end and flag.partition("=")[0] not in names]
     return " ".join([*given.split(), *quick])
 

@@ -49,6 +49,7 @@ def test_a_number_of_devices_takes_the_place_of_another():
     ("given", "jaxlib", "expected"),
     [
         ("", "0.10.2", QUICK),
+        ("", "0.11.2", QUICK.split()[1]),
         ("--xla_dump_to=x", "0.11.0", f"--xla_dump_to=x {QUICK}"),
         ("", "0.12.0.1", "--xla_cpu_parallel_codegen_split_count=1"),
         ("", "0.13.0", ""),  # nobody knows
