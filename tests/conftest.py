@@ -44,10 +44,15 @@ from jaxtyping import install_import_hook
 # As PEP 484 has it, an int is a float.
 install_import_hook("medvlsm_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+import hypothesis
 import jax
 import pytest
 
 pytest_plugins = ["small_fixtures"]
+
+# A machine that does other things besides is slow now and then.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 PARITY = TESTS / "data" / "parity"
 SHARED = TESTS.parent.parent / "shared"  # real samples and vocabularies, where a developer has them

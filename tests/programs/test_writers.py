@@ -162,7 +162,7 @@ def test_a_writer_that_fails_in_the_background_is_reported_once_too(capsys, fail
 
 def test_an_error_in_the_background_is_not_kept_until_the_end():
     writer = BackgroundWriter(Recorder, "making")
-    writer.thread.join(60)
+    writer.thread.join(600)
     with pytest.raises(OSError, match="no space"):
         writer.scalars(1, {"loss": 1.0})
 

@@ -195,7 +195,7 @@ def test_worker_processes_end_with_a_program_that_is_killed(sample, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(KILLED)
     # The workers hold the program's output open: its end is theirs.
-    ended = subprocess.run([sys.executable, str(program), str(sample)], capture_output=True, timeout=60, check=False)
+    ended = subprocess.run([sys.executable, str(program), str(sample)], capture_output=True, timeout=600, check=False)
     assert ended.returncode == -signal.SIGKILL
 
 
