@@ -54,8 +54,9 @@ class Report:
         self.profiler.after(step, values)
         if step % self.log_every == 0 or ends_epoch:
             self.guard.check()
-            numbers = jax.device_get({name: value for name, value in values.items() if name != "is_finite"})
-            numbers = {f"train/{name}": float(value) for name, value in (numbers | self.meter.report()).items()}
+            on_host = jax.device_get(dict(values))
+            logged = {name: float(on_host[name]) for name in values if name != "is_finite"} | self.meter.report()
+            numbers = {f"train/{name}": value for name, value in logged.items()}
             self.writers.scalars(step, numbers)
             self.bar.show(step, numbers)
 
