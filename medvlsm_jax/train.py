@@ -185,7 +185,8 @@ def main(_: list[str]) -> None:
             leave(int(stopped.code or 0))
         raise
     best = f", best validation Dice {result['val_dice']:.4f}" if "val_dice" in result else ""
-    print(f"finished at step {result['step']:.0f}{best}: {flags.FLAGS.workdir}")
+    if jax.process_index() == 0:
+        print(f"finished at step {result['step']:.0f}{best}: {flags.FLAGS.workdir}")
 
 
 if __name__ == "__main__":

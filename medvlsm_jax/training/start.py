@@ -179,6 +179,7 @@ def check_unchanged(config: ml_collections.ConfigDict, old: dict[str, Any], fold
             f"{folder} holds a run of another config: {listed}. Give the old values (they are in its config.json), or "
             "another --workdir, where --config.init may name this one to start from its weights"
         )
-    if told := {name: values for name, values in changed.items() if name not in UNTOLD}:
+    told = {name: values for name, values in changed.items() if name not in UNTOLD}
+    if told and jax.process_index() == 0:
         listed = ", ".join(f"{name} {before!r} -> {after!r}" for name, (before, after) in told.items())
         print(f"continues with a changed config: {listed}")

@@ -1,6 +1,5 @@
 """An evaluation that was stopped goes on, and ends in the same files. Its scores are drawn, but for one real kill."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from evaluations import assert_same
+from processes import child_environment
 
 from medvlsm_jax import evaluate as evaluation
 from medvlsm_jax.evaluate import evaluate
@@ -77,8 +77,7 @@ def test_an_evaluation_that_was_killed_ends_in_the_same_tables(start, whole, tmp
 def test_an_evaluation_whose_process_was_killed_goes_on(untrained, options, sample, tmp_path):
     # The child kills itself when its second batch is to be written, half of whose line is there.
     program = """
-import os, signal, sys, jax
-jax.config.update("jax_disable_most_optimizations", True)  # as in all tests
+import os, signal, sys
 from medvlsm_jax.evaluate import default_config, evaluate
 from medvlsm_jax.evaluation.cases import CaseLog
 append, calls = CaseLog.append, []
@@ -95,9 +94,7 @@ config.data_dir, config.batch_size = data_dir, 4
 evaluate(config, checkpoint, ["sample"], ["p6"], output, num_pictures=1)
 """
     command = [sys.executable, "-c", program, str(sample), str(untrained), str(tmp_path / "killed")]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    environ = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    finished = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    finished = subprocess.run(command, env=child_environment(2), capture_output=True, text=True, check=False)
     assert finished.returncode == -signal.SIGKILL, finished.stderr
     assert (tmp_path / "killed" / "unfinished.csv").read_text().endswith("sample,p6,")
     options.batch_size = 4

@@ -1,15 +1,20 @@
 """An image that is encoded once gives what the whole model gives; variants are averaged; meshes do not matter."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from closeness import assert_close
 
+from medvlsm_jax.checkpoints.arrays import abstract_arrays
+from medvlsm_jax.evaluation.metrics import OVERLAP
+from medvlsm_jax.losses import LOSSES
 from medvlsm_jax.models.layers import normalize_pixels
 from medvlsm_jax.models.parameters import merge_model
 from medvlsm_jax.parallel.sharding import put_batch, tree_shardings
-from medvlsm_jax.scoring.segmenter import make_segmenter
+from medvlsm_jax.scoring.segmenter import OWN, abstract_batch, make_segmenter
 
 
 @pytest.fixture
@@ -68,3 +73,32 @@ def test_a_mirrored_variant_looks_at_the_mirror_image_and_is_turned_back(probabi
     found = probabilities(variants, {"flips": [False, True]})["flips"]
     assert_close(found, (by_hand(model, image, batches[0]) + turned) / 2)
     assert not np.allclose(turned, turned[:, :, ::-1], atol=1e-3)
+
+
+def test_without_variants_the_own_sentences_are_asked_in_one_program(network, mesh_of, batches, probabilities):
+    mesh = mesh_of(2)
+    arrays = jax.device_put(network.params, tree_shardings(network.params, mesh))
+    batch = put_batch(batches[0], mesh)
+    loss = dataclasses.replace(LOSSES["dice_bce"], skips_empty=True)
+    segmenter = make_segmenter(network.config, mesh, loss)
+    with jax.default_matmul_precision("highest"):
+        ((name, values),) = segmenter.answers(arrays, batch, {})
+    expected = probabilities({"own": [variant(batches[0])]}, {"own": [False]})["own"]
+    assert name == OWN
+    np.testing.assert_allclose(values["probability"], expected, atol=1e-6)
+    np.testing.assert_array_equal(values["index"], batches[0]["index"])
+    assert values.keys() == {"probability", "index", "valid", *OVERLAP, "loss", "weight"}
+    assert values["loss"].is_fully_replicated
+    assert not values["probability"].is_fully_replicated
+
+
+def test_what_is_compiled_ahead_takes_its_shapes_alone(network, mesh_of, batches):
+    mesh = mesh_of(2)
+    shapes = abstract_arrays(network.params, mesh)
+    segmenter = make_segmenter(network.config, mesh).compile(shapes, abstract_batch(network.config, 8, mesh))
+    arrays = jax.device_put(network.params, tree_shardings(network.params, mesh))
+    ((_, values),) = segmenter.answers(arrays, put_batch(batches[0], mesh), {})
+    assert values["dice"].shape == (8,)
+    half = {name: rows[:4] for name, rows in batches[0].items()}
+    with pytest.raises(TypeError, match="compiled"):
+        list(segmenter.answers(arrays, put_batch(half, mesh), {}))
