@@ -308,4 +308,4 @@ def test_errors_come_before_warnings_for_any_number_of_threads(records):
     cut(records[2].mask)
     findings = inspect_records(records)
     assert [(finding.level, finding.indices) for finding in findings] == [("error", (2,)), ("warning", (0,))]
-    assert inspect_records(records, workers=1) == findings == inspect_records(records, workers=8)
+    assert inspect_records(records, workers=1) == findings == inspect_records(records, workers=3)
