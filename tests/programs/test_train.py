@@ -50,11 +50,11 @@ def read_newest(workdir: Path) -> tuple[dict, list, dict]:
     return {**saved.arrays, **frozen}, saved.opt_state, saved.progress | {"log": None}
 
 
-def assert_same_run(workdir: Path, other: Path) -> None:
-    """Bit for bit: arrays, optimizer state, progress, and every line of metrics.jsonl."""
+def assert_same_run(workdir: Path, other: Path, **progress: object) -> None:
+    """Bit for bit: arrays, optimizer state, progress but for what is given, and every line of metrics.jsonl."""
     ours, theirs = read_newest(workdir), read_newest(other)
     jax.tree.map(np.testing.assert_array_equal, ours[:2], theirs[:2])
-    assert ours[2] == theirs[2]
+    assert ours[2] == theirs[2] | progress
     assert read_log(workdir / "metrics.jsonl") == read_log(other / "metrics.jsonl")
 
 
@@ -155,7 +155,8 @@ def test_a_run_is_continued_in_another_workdir_with_its_log(run, config, tmp_pat
     train(config, tmp_path / "new")
     assert read_log(tmp_path / "new" / "metrics.jsonl")[: len(before)] == before
     assert read_log(tmp_path / "old" / "metrics.jsonl") == before
-    assert_same_run(tmp_path / "new", run)
+    # The best score is that of the checkpoints in the new workdir.
+    assert_same_run(tmp_path / "new", run, best_score=series(run, "val/dice")[STEPS])
 
 
 def test_a_run_on_eight_devices_continued_on_two_is_that_of_one(config, use_devices, tmp_path):
@@ -181,7 +182,8 @@ def test_an_average_of_the_parameters_is_validated_and_loaded(run, config, tmp_p
     moved = [name for name, array in loaded.items() if not np.array_equal(array, trained[name])]
     assert moved
     for name in moved:
-        np.testing.assert_allclose(loaded[name], trained[name], atol=3 * config.learning_rate, err_msg=name)
+        # The best checkpoint may be that of the first epoch; Adam's steps are hardly larger than the learning rate.
+        np.testing.assert_allclose(loaded[name], trained[name], atol=1.1 * STEPS * config.learning_rate, err_msg=name)
 
 
 def test_a_config_that_changes_what_a_step_reads_is_refused_and_others_are_told(run, run_copy, config, capsys):
