@@ -15,6 +15,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PRECISION = "jax_default_matmul_precision"  # of jax.config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def in_full_precision(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(run)
     def exact(self: "Network", *args: Any, **options: Any) -> Any:
-        if self.config.dtype != "float32" or jax.config.jax_default_matmul_precision is not None:
+        if self.config.dtype != "float32" or getattr(jax.config, PRECISION) is not None:
             return run(self, *args, **options)
         with jax.default_matmul_precision("highest"):
             return run(self, *args, **options)

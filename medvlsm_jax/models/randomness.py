@@ -1,5 +1,7 @@
 """The random numbers of a network's initial values."""
 
+from typing import Any
+
 import jax
 from flax import nnx
 
@@ -19,6 +21,6 @@ class Stream(nnx.RngStream):
 
 def initial_rngs(key: jax.Array) -> nnx.Rngs:
     """What `nnx.Rngs(key)` is, quicker where it is called while jax traces."""
-    rngs = nnx.Rngs(key)
+    rngs: Any = nnx.Rngs(key)
     rngs.default = Stream(key, tag="default")
     return rngs
