@@ -79,7 +79,7 @@ def draw_predictions(data_dir: Path, output: Path) -> None:
         column = [(Image.open(image), modality)]
         for i, sentence in enumerate(sentences[image][:2]):
             folder = output / "predictions" / modality / f"object_{i}"
-            predict(output, [image], sentence, folder)
+            predict(output, [image], sentence, folder, batch_size=1)
             column.append((Image.open(folder / f"{image.stem}_overlay.png"), sentence))
         columns.append(column)
     captioned_sheet(list(zip(*columns, strict=True))).save(output / "predictions" / "sheet.png")
