@@ -14,7 +14,7 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
-from medvlsm_jax.checkpoints.arrays import ARRAYS, check_fit, ocp
+from medvlsm_jax.checkpoints.arrays import ARRAYS, CONTEXT, check_fit, ocp
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models.parameters import Arrays
 
@@ -78,6 +78,7 @@ class Checkpoints:
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
             cleanup_tmp_directories=is_writer,  # a reader must not take away what a running training writes
+            context=CONTEXT,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -131,7 +132,7 @@ class Checkpoints:
     def save_frozen(self, frozen: Arrays) -> None:
         """Writes what never changes, before the first checkpoint; nothing where nothing is frozen."""
         if frozen:
-            with self.reporting_failure():
+            with self.reporting_failure(), CONTEXT:
                 ocp.save(self.workdir / FROZEN, frozen, overwrite=True)
 
     def save(self, step: int, saved: Saved, score: float | None) -> None:

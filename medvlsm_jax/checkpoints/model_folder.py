@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from medvlsm_jax import atomic
-from medvlsm_jax.checkpoints.arrays import ARRAYS, MODEL_FILE, abstract_arrays, check_fit, ocp
+from medvlsm_jax.checkpoints.arrays import ARRAYS, CONTEXT, MODEL_FILE, abstract_arrays, check_fit, ocp
 from medvlsm_jax.checkpoints.checkpoints import FROZEN, Checkpoints
 from medvlsm_jax.data.language.tokenizers import Tokenizer, load_tokenizer
 from medvlsm_jax.errors import UserError
@@ -108,7 +108,8 @@ def save_model(folder: str | Path, model: Network, tokenizer: Tokenizer | None =
     _, params, stats = split_model(model)
     with atomic.replacing(target) as temporary:
         write_description(temporary, model.config, tokenizer)
-        ocp.save(temporary / ARRAYS, {**params, **stats})
+        with CONTEXT:
+            ocp.save(temporary / ARRAYS, {**params, **stats})
         shutil.rmtree(target, ignore_errors=True)
 
 

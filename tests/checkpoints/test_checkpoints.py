@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from medvlsm_jax.checkpoints import checkpoints as module
 from medvlsm_jax.checkpoints.arrays import abstract_arrays
@@ -189,6 +190,26 @@ def load_newest(checkpoints: Checkpoints, mesh, like: Saved, frozen=None) -> tup
 
 def kept(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_a_checkpoint_of_replicated_arrays_compiles_nothing(mesh_of, tmp_path):
+    """Training stands still meanwhile: orbax would compile a program for each shape of a slice and each device."""
+    everywhere = NamedSharding(mesh_of(8), PartitionSpec())
+    arrays = {f"x{n}": jax.device_put(np.zeros((8 * n, n), np.float32), everywhere) for n in range(41, 44)}
+    events: list[str] = []
+
+    def listen(event: str, *_: object, **__: object) -> None:
+        events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with Checkpoints(tmp_path, is_writer=True) as checkpoints:
+            checkpoints.save_frozen(arrays)
+            checkpoints.save(1, saved(arrays), None)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert events
+    assert not [event for event in events if "compile" in event]
 
 
 @pytest.mark.parametrize(
