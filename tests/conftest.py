@@ -85,6 +85,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
+def pytest_collection_finish() -> None:
+    """Python's collector looks at what was imported no more, and seldom at what is traced: it took 15 % of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 10, 10)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache_home(tmp_path_factory):
     """What is remembered about files stays out of the home folder, in the programs that tests start as well."""

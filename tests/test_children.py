@@ -21,7 +21,7 @@ def test_a_child_gets_the_callers_flags_and_devices_of_its_own(other_cpu, tmp_pa
     script = tmp_path / "script.py"
     script.write_text(
         "import json, os, jax\n"
-        "print(json.dumps([jax.local_device_count(), os.environ['XLA_FLAGS'].split()]))\n"
+        "print(json.dumps([jax.local_device_count(), os.environ['XLA_FLAGS'].split()]), flush=True)\n"
         "os._exit(0)  # without waiting for the others, which this one has not joined\n"
     )
     (child,) = run_processes(1, 3, script)

@@ -24,8 +24,9 @@ from medvlsm_jax.models.parameters import split_model
 from medvlsm_jax.predict import predict
 from medvlsm_jax.train import train
 
-# Of the others, biomedclipseg_d_tiny has the sizes of biomedclipseg_tiny, and all other tests here train a CLIPSeg.
-TINY = ["biomedclipseg_tiny", "cris_tiny", "unet_tiny", "unetplusplus_tiny", "deeplabv3plus_tiny"]
+# Of the others, biomedclipseg_d_tiny has the sizes of biomedclipseg_tiny; a U-Net and a DeepLabV3+ go through the same
+# programs in the tests below, and all other tests here train a CLIPSeg.
+TINY = ["biomedclipseg_tiny", "cris_tiny", "unetplusplus_tiny"]
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,7 @@ def test_a_network_is_trained_evaluated_and_prompted(model, sample, tmp_path, ca
 
 
 def test_a_run_that_was_stopped_gives_the_numbers_of_one_that_was_not(sample, tmp_path):
-    """Of a network with running statistics and dropout."""
+    """Of a network with running statistics and dropout, which is then evaluated and prompted."""
     train(config_of("deeplabv3plus_tiny", sample), tmp_path / "whole")
     for steps in (1, 2):
         train(config_of("deeplabv3plus_tiny", sample, max_steps=steps), tmp_path / "parts")
@@ -84,6 +85,10 @@ def test_a_run_that_was_stopped_gives_the_numbers_of_one_that_was_not(sample, tm
         for name, array in ours.items():
             np.testing.assert_array_equal(array, theirs[name], err_msg=name)
     assert logged(tmp_path / "whole", "train/loss") == logged(tmp_path / "parts", "train/loss")
+    summary = evaluate(options_of(sample), tmp_path / "parts", ["sample"], ["p6"], tmp_path / "out")
+    assert 0 <= summary["sample"]["p6"]["dice_mean"] <= 1
+    (mask,) = predict(tmp_path / "parts", [an_image(sample)], None, tmp_path / "masks", batch_size=2)
+    assert mask.is_file()
 
 
 def test_a_frozen_encoder_keeps_its_statistics_too(sample, tmp_path):

@@ -75,7 +75,8 @@ def test_a_step_on_the_encoders_outputs_is_the_step_on_their_inputs(sample, tmp_
             seen.append([*(float(value) for value in values.values()), *np.asarray(scores["loss"])])
     for other in seen[1:]:
         for ours, theirs in zip(other, seen[0], strict=True):
-            assert_close(ours, theirs)
+            # Compiled apart, sums are rounded apart; batch statistics of CRIS's maps of one pixel make more of that.
+            assert_close(ours, theirs, 1e-4)
     shapes = abstract_batch(config, len(ROWS), mesh, encoder.outputs)
     placed = put_batch(completed, mesh)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), placed) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
