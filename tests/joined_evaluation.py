@@ -43,7 +43,7 @@ def full_disk(append: Callable[..., None]) -> Callable[..., None]:
 def evaluate_on_a_full_disk(output: Path, data_dir: str, checkpoint: str) -> None:
     """Says how it ended."""
     config, append = default_config(), CaseLog.append
-    config.data_dir, config.batch_size = data_dir, 4
+    config.data_dir, config.batch_size = data_dir, 2
     CaseLog.append = full_disk(append)
     try:
         evaluate(config, checkpoint, ["sample"], ["p6"], output, num_pictures=0)

@@ -18,11 +18,11 @@ def data_dir(sample, tmp_path):
 
 
 def test_two_processes_with_workers_are_one(run, options, data_dir, tmp_path):
-    options.data_dir, options.batch_size = str(data_dir), 4  # that of the full disk: they share what is compiled
+    options.data_dir = str(data_dir)
     sets = ["sample", "rectangles"]
     evaluate(options, run, sets, ["p6"], tmp_path / "one", probe=True, curves=True, save_masks=True)
     flags = [f"--checkpoint={run}", f"--config.data_dir={data_dir}", f"--dataset={','.join(sets)}", "--prompt=p6"]
-    flags += ["--config.batch_size=4", "--config.data.num_workers=1", "--probe", "--curves", "--save_masks"]
+    flags += ["--config.batch_size=8", "--config.data.num_workers=1", "--probe", "--curves", "--save_masks"]
     processes = run_processes(
         2, 1, ROOT / "tests" / "joined_evaluation.py", str(tmp_path / "full"), *flags, f"--output={tmp_path / 'two'}"
     )
