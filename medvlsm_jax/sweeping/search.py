@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import ml_collections
 import optuna
-from optuna.storages import JournalStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm import tqdm
@@ -92,11 +92,12 @@ def take_over(output: Path) -> None:
     if (output / STUDY).exists() or not (output / OLD_STUDY).exists():
         return
     with atomic.replacing(output / STUDY) as temporary:
-        optuna.copy_study(
-            from_study_name=NAME,
-            from_storage=f"sqlite:///{(output / OLD_STUDY).absolute()}",
-            to_storage=open_journal(temporary),
-        )
+        old = RDBStorage(f"sqlite:///{(output / OLD_STUDY).absolute()}")
+        try:
+            optuna.copy_study(from_study_name=NAME, from_storage=old, to_storage=open_journal(temporary))
+        finally:  # optuna leaves the database open
+            old.remove_session()
+            old.engine.dispose()
 
 
 @contextmanager

@@ -224,8 +224,8 @@ def test_half_a_line_that_a_power_cut_left_is_cut_off(base, tmp_path):
 
 
 def test_a_search_that_was_begun_with_sqlite_goes_on(base, tmp_path):
-    file = f"sqlite:///{tmp_path / 'study.db'}"
-    old = optuna.create_study(storage=file, study_name="search", direction="maximize")
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    old = optuna.create_study(storage=storage, study_name="search", direction="maximize")
     old.set_user_attr("config", as_json(base))
     for rate in (0.4, 0.6, 0.5):
         old.enqueue_trial({"learning_rate": rate, "loss": "dice_bce"})
@@ -234,6 +234,8 @@ def test_a_search_that_was_begun_with_sqlite_goes_on(base, tmp_path):
         suggest(trial, base.copy_and_resolve_references())
     finished.report(0.4, 0)
     old.tell(finished, 0.4)
+    storage.remove_session()
+    storage.engine.dispose()
     content = (tmp_path / "study.db").read_bytes()
 
     study = run_search(base, tmp_path, 3)
