@@ -58,31 +58,43 @@ PARITY = TESTS / "data" / "parity"
 SHARED = TESTS.parent.parent / "shared"  # real samples and vocabularies, where a developer has them
 
 
-# The longest first, so that no worker is left with one of them at the end. `-m "not slow"` does without.
+# The longest first, so that no worker is left with one of them at the end; files or folders. `-m "not slow"` does
+# without: what is left of the suite takes two minutes on two cores.
 SLOW = (
-    "programs/test_train.py",
-    "programs/test_evaluate.py",
-    "programs/test_networks.py",
-    "programs/test_continuation.py",
     "programs/test_joined_runs.py",
-    "programs/test_pools.py",
-    "programs/test_sweep.py",
-    "programs/test_trackers.py",
-    "programs/test_writers.py",
-    "programs/test_bad_input.py",
-    "programs/test_benchmark_train.py",
-    "programs/test_predict.py",
+    "programs/test_train.py",
+    "programs/test_networks.py",
+    "programs",
+    "parity",
+    "scoring/test_frozen_encoder.py",
+    "training/test_step.py",
+    "data/reading/test_pipeline.py",
+    "models/test_cnn.py",
+    "data/test_arrayrecord.py",
+    "models/test_remat.py",
+    "models/test_cris.py",
+    "data/preparing/test_prepare.py",
+    "data/language/test_grammars.py",
+    "weights/test_biomedclipseg_weights.py",
+    "weights/test_cris_weights.py",
+    "weights/test_reference.py",
+    "scoring/test_validation.py",
+    "sweeping/test_sweep.py",
 )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks slow files and moves them to the front, in their order."""
-    ranks = {TESTS / name: rank for rank, name in enumerate(SLOW)}
+    slow = [TESTS / name for name in SLOW]
+
+    def rank(item: pytest.Item) -> int:
+        return next((i for i, path in enumerate(slow) if path in (item.path, *item.path.parents)), len(slow))
+
     for item in items:
-        if item.path in ranks:
+        if rank(item) < len(slow):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+    items.sort(key=rank)
 
 
 def pytest_collection_finish() -> None:
