@@ -54,6 +54,7 @@ def base_config() -> ml_collections.ConfigDict:
     config.dtype = "auto"  # of the computation: float32, bfloat16, or auto (bfloat16 on accelerators)
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})  # -1 takes what the other axis leaves
     config.remat = "none"  # of encoder blocks: none, dots (keeps matrix products), or full (keeps their inputs alone)
+    config.attention = "auto"  # xla, pallas (TPUs), cudnn (GPUs), or auto: the platform's where it can serve
     # Processes are found in the environment (TPU pod, GKE, SLURM, MPI); these stand above it (parallel/distributed.py).
     config.distributed = ml_collections.ConfigDict(
         {"coordinator": "", "num_processes": 0, "process_id": -1, "local_device_ids": ""}
@@ -176,6 +177,8 @@ def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
         overrides: dict[str, Any] = json.loads(config.model_options or "{}") | {"dtype": resolve_dtype(config.dtype)}
     except (json.JSONDecodeError, TypeError) as error:
         raise UserError(f"config.model_options={config.model_options!r} is no json object: {error}") from error
+    if "attention" in config:
+        overrides["attention"] = config.attention
     if "remat" in config:
         overrides["remat"] = config.remat
     if config.image_size:

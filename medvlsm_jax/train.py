@@ -25,6 +25,7 @@ from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.losses import find_loss
 from medvlsm_jax.models import abstract_model
 from medvlsm_jax.models.apply import Batch
+from medvlsm_jax.models.attention import chosen_attention
 from medvlsm_jax.models.summary import model_table
 from medvlsm_jax.parallel import sharding
 from medvlsm_jax.parallel.distributed import start_jax
@@ -134,7 +135,11 @@ def compile_step(run: Run, state: TrainState, outputs: dict[str, Any] | None) ->
         seed=config.seed,
         ema=config.ema,
     )
-    return step.compile(state, abstract_batch(run.source.config, config.batch_size, run.mesh, outputs))
+    with chosen_attention() as chosen:
+        compiled = step.compile(state, abstract_batch(run.source.config, config.batch_size, run.mesh, outputs))
+    if chosen and jax.process_index() == 0:
+        print("attention: " + ", ".join(f"{name} over {keys} tokens" for keys, name in sorted(chosen.items())))
+    return compiled
 
 
 def take_step(

@@ -132,7 +132,7 @@ def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: A
             f"checkpoint folder {folder} does not exist; tools/convert_weights.py makes one of a PyTorch file or hub id"
         )
     _, config = read_description(folder)
-    config = override(config, overrides)
+    config = override(config, {"attention": "auto"} | overrides)  # whatever the machine had that it was trained on
     graphdef, params, stats = split_model(abstract_model(config))
     abstract = abstract_arrays({**params, **stats}, mesh or make_mesh())
     step = None

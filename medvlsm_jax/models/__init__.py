@@ -60,7 +60,7 @@ def split_abstract(config: NetworkConfig) -> tuple[nnx.GraphDef, Any]:
 
 def preset_of(config: NetworkConfig) -> str:
     """The preset that a config has the sizes of; else its network."""
-    names = ("classes", "dtype", "remat", "image_size", "threshold", "tokenizer")
+    names = ("classes", "dtype", "remat", "attention", "image_size", "threshold", "tokenizer")
     others = {name: getattr(config, name) for name in names}
     for name, (_, found) in PRESETS.items():
         if type(found) is type(config) and override(found, others) == config:

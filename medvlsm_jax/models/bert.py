@@ -38,7 +38,14 @@ class Bert(nnx.Module):
     """
 
     def __init__(
-        self, config: BertConfig, projection_dim: int, *, remat: str = "none", dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        config: BertConfig,
+        projection_dim: int,
+        *,
+        remat: str = "none",
+        attention: str = "auto",
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         self.config = config
         self.remat = remat
@@ -58,6 +65,7 @@ class Bert(nnx.Module):
                 norm_first=False,
                 epsilon=EPSILON,
                 dropout=config.dropout,
+                attention=attention,
                 dtype=dtype,
                 rngs=rngs,
             )
@@ -78,7 +86,8 @@ class Bert(nnx.Module):
         input_ids, tokens = jnp.asarray(input_ids), input_ids.shape[1]
         if tokens > self.config.max_positions:
             raise ValueError(f"{tokens} tokens, but the text encoder has {self.config.max_positions} positions")
-        x = self.token_embedding.astype(self.dtype)[input_ids] + self.token_type_embedding.astype(self.dtype)[0]
+        # Rows are taken before they are rounded: the table is not copied, and its gradient is summed in float32.
+        x = self.token_embedding[...][input_ids].astype(self.dtype) + self.token_type_embedding.astype(self.dtype)[0]
         x = x + self.position_embedding.astype(self.dtype)[:tokens]
         allowed = input_ids != self.config.pad_token_id if attention_mask is None else jnp.asarray(attention_mask, bool)
         states = [self.dropout(self.embedding_norm(x), rngs=rngs)]

@@ -25,7 +25,14 @@ class CLIPText(nnx.Module):
     """A causal transformer whose state at the first [EOT] token, projected, is the text embedding."""
 
     def __init__(
-        self, config: CLIPTextConfig, projection_dim: int, *, remat: str = "none", dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        config: CLIPTextConfig,
+        projection_dim: int,
+        *,
+        remat: str = "none",
+        attention: str = "auto",
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         self.config = config
         self.remat = remat
@@ -33,7 +40,15 @@ class CLIPText(nnx.Module):
         self.token_embedding = nnx.Param(embedding_init(rngs.params(), (config.vocab_size, config.width)))
         self.position_embedding = nnx.Param(embedding_init(rngs.params(), (config.context_length, config.width)))
         self.blocks = nnx.List(
-            Block(config.width, config.heads, config.mlp_width, activation="quick_gelu", dtype=dtype, rngs=rngs)
+            Block(
+                config.width,
+                config.heads,
+                config.mlp_width,
+                activation="quick_gelu",
+                attention=attention,
+                dtype=dtype,
+                rngs=rngs,
+            )
             for _ in range(config.depth)
         )
         self.final_norm = layer_norm(config.width, 1e-5, dtype, rngs)
@@ -46,7 +61,9 @@ class CLIPText(nnx.Module):
         input_ids, tokens = jnp.asarray(input_ids), input_ids.shape[1]
         if tokens > self.config.context_length:
             raise ValueError(f"{tokens} tokens, but the text encoder has {self.config.context_length} positions")
-        x = self.token_embedding.astype(self.dtype)[input_ids] + self.position_embedding.astype(self.dtype)[:tokens]
+        # Rows are taken before they are rounded: the table is not copied, and its gradient is summed in float32.
+        x = self.token_embedding[...][input_ids].astype(self.dtype)
+        x = x + self.position_embedding.astype(self.dtype)[:tokens]
         mask = None if attention_mask is None else jnp.asarray(attention_mask, bool)[:, None, None, :]
         states = [x]
         run = rematerialized(lambda block, x: block(x, mask, is_causal=True), self.remat)

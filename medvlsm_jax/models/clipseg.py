@@ -92,6 +92,7 @@ class CLIPSegDecoder(nnx.Module):
                 config.decoder_mlp_width,
                 activation="relu",
                 norm_first=False,
+                attention=config.attention,
                 dtype=dtype,
                 rngs=rngs,
             )
@@ -141,8 +142,12 @@ class CLIPSeg(Network):
             raise ValueError(f"conditional_layer {config.conditional_layer} is none of the {layers} decoder layers")
         self.config: CLIPSegConfig = config
         dtype = jnp.dtype(config.dtype)
-        self.text = self.text_tower(config.text, config.projection_dim, remat=config.remat, dtype=dtype, rngs=rngs)
-        self.vision = ViT(config.vision, config.projection_dim, remat=config.remat, dtype=dtype, rngs=rngs)
+        self.text = self.text_tower(
+            config.text, config.projection_dim, remat=config.remat, attention=config.attention, dtype=dtype, rngs=rngs
+        )
+        self.vision = ViT(
+            config.vision, config.projection_dim, remat=config.remat, attention=config.attention, dtype=dtype, rngs=rngs
+        )
         self.logit_scale = nnx.Param(jnp.array(2.6592))  # CLIP's temperature, ln(1 / 0.07): kept, never read
         self.decoder = CLIPSegDecoder(config, dtype=dtype, rngs=rngs)
 

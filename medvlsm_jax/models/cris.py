@@ -81,10 +81,12 @@ PRESETS: dict[str, CRISConfig] = {
 class AttentionPool(nnx.Module):
     """CLIP's attention pool, every pixel a query, so that it keeps the map; beside it a projected residual."""
 
-    def __init__(self, width: int, d_out: int, grid: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, d_out: int, grid: int, *, attention: str = "auto", dtype: jnp.dtype, rngs: nnx.Rngs):
         self.grid = grid
         self.position_embedding = nnx.Param(embedding_init(rngs.params(), (grid**2 + 1, width)))
-        self.attention = Attention(width, width // HEAD_WIDTH, out_width=d_out, dtype=dtype, rngs=rngs)
+        self.attention = Attention(
+            width, width // HEAD_WIDTH, out_width=d_out, attention=attention, dtype=dtype, rngs=rngs
+        )
         self.connect = ConvNorm(width, d_out, has_relu=False, dtype=dtype, rngs=rngs)
 
     def positions(self, rows: int, columns: int) -> Float[Array, "1 rows columns d"]:
@@ -105,7 +107,9 @@ class CRISVision(nnx.Module):
     def __init__(self, config: CRISConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.backbone = CLIPResNet(config.vision, remat=config.remat, dtype=dtype, rngs=rngs)
         width = config.vision.channels[-1]
-        self.pool = AttentionPool(width, config.projection_dim, config.grid, dtype=dtype, rngs=rngs)
+        self.pool = AttentionPool(
+            width, config.projection_dim, config.grid, attention=config.attention, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, pixel_values: Float[AnyArray, "b height width 3"]) -> Features:
         """Features at strides 8, 16 and 32; raises ValueError when a side of the image is not a multiple of 32."""
@@ -132,7 +136,9 @@ class CRIS(Network):
             )
         self.config: CRISConfig = config
         dtype = jnp.dtype(config.dtype)
-        self.text = CLIPText(config.text, d_state, remat=config.remat, dtype=dtype, rngs=rngs)
+        self.text = CLIPText(
+            config.text, d_state, remat=config.remat, attention=config.attention, dtype=dtype, rngs=rngs
+        )
         self.vision = CRISVision(config, dtype=dtype, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.array(2.6592))  # CLIP's temperature, ln(1 / 0.07): kept, never read
         d_in = (*config.vision.channels[1:3], d_state)
@@ -143,6 +149,7 @@ class CRIS(Network):
             config.decoder_mlp_width,
             config.decoder_depth,
             dropout=config.dropout,
+            attention=config.attention,
             dtype=dtype,
             rngs=rngs,
         )

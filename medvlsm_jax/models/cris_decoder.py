@@ -47,14 +47,24 @@ class NormalizedMLP(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Image tokens attend to each other and to the sentence; LayerNorms stand before and after each attention."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, *, dropout: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        dropout: float,
+        attention: str,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         def norm() -> nnx.LayerNorm:
             return layer_norm(width, 1e-5, dtype, rngs)
 
         self.self_norm, self.self_out_norm = norm(), norm()
-        self.self_attention = Attention(width, heads, dropout=dropout, dtype=dtype, rngs=rngs)
+        self.self_attention = Attention(width, heads, dropout=dropout, attention=attention, dtype=dtype, rngs=rngs)
         self.cross_norm, self.cross_out_norm = norm(), norm()
-        self.cross_attention = Attention(width, heads, dropout=dropout, dtype=dtype, rngs=rngs)
+        self.cross_attention = Attention(width, heads, dropout=dropout, attention=attention, dtype=dtype, rngs=rngs)
         self.mlp_norm = norm()
         self.mlp = NormalizedMLP(width, mlp_width, dropout=dropout, dtype=dtype, rngs=rngs)
         self.dropout = Dropout(dropout)
@@ -83,10 +93,20 @@ class Decoder(nnx.Module):
     """A stack of layers over the pixels of a map and the tokens of a sentence."""
 
     def __init__(
-        self, width: int, heads: int, mlp_width: int, depth: int, *, dropout: float, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        depth: int,
+        *,
+        dropout: float,
+        attention: str,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         self.layers = nnx.List(
-            DecoderLayer(width, heads, mlp_width, dropout=dropout, dtype=dtype, rngs=rngs) for _ in range(depth)
+            DecoderLayer(width, heads, mlp_width, dropout=dropout, attention=attention, dtype=dtype, rngs=rngs)
+            for _ in range(depth)
         )
         self.norm = layer_norm(width, 1e-5, dtype, rngs)
 

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.models.attention import allowed, attend
 
 AnyArray = Array | np.ndarray  # what users may pass: it becomes a jax.Array at the door
 Activation = Literal["gelu", "quick_gelu", "relu"]
@@ -130,12 +131,14 @@ class Attention(nnx.Module):
         *,
         out_width: int | None = None,
         dropout: float = 0.0,
+        attention: str = "auto",
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
         self.heads = heads
+        self.implementation = attention
         self.query = Linear(width, width, dtype=dtype, rngs=rngs)
         self.key = Linear(width, width, dtype=dtype, rngs=rngs)
         self.value = Linear(width, width, dtype=dtype, rngs=rngs)
@@ -160,12 +163,12 @@ class Attention(nnx.Module):
             for layer, x in ((self.query, query), (self.key, key), (self.value, value))
         )
         if rngs is None or self.dropout.deterministic or self.dropout.rate == 0:
-            attended = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=is_causal)
+            attended = attend(q, k, v, mask=mask, is_causal=is_causal, implementation=self.implementation)
         else:
             scores = jnp.einsum("bthc,bshc->bhts", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
-            allowed = jnp.tril(jnp.ones(scores.shape[-2:], bool)) if is_causal else jnp.bool_(True)
-            allowed = allowed if mask is None else allowed & mask
-            weights = jax.nn.softmax(jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)).astype(v.dtype)
+            if (readable := allowed(mask, is_causal, q.shape[1], k.shape[1])) is not None:
+                scores = jnp.where(readable, scores, jnp.finfo(jnp.float32).min)
+            weights = jax.nn.softmax(scores).astype(v.dtype)
             attended = jnp.einsum("bhts,bshc->bthc", self.dropout(weights, rngs=rngs), v)
         return self.out(attended.reshape(query.shape))
 
@@ -195,10 +198,11 @@ class Block(nnx.Module):
         norm_first: bool = True,
         epsilon: float = 1e-5,
         dropout: float = 0.0,
+        attention: str = "auto",
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.attention = Attention(width, heads, dropout=dropout, dtype=dtype, rngs=rngs)
+        self.attention = Attention(width, heads, dropout=dropout, attention=attention, dtype=dtype, rngs=rngs)
         self.attention_norm = layer_norm(width, epsilon, dtype, rngs)
         self.mlp = MLP(width, mlp_width, activation, dtype=dtype, rngs=rngs)
         self.mlp_norm = layer_norm(width, epsilon, dtype, rngs)
@@ -344,8 +348,8 @@ class PatchEmbedding(nnx.Module):
         if height % patch or width % patch:
             raise ValueError(f"image size {height}x{width} is not a multiple of the patch size {patch}")
         rows, columns = height // patch, width // patch
-        patches = image.astype(self.dtype).reshape(batch, rows, patch, columns, patch, channels)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch * rows * columns, -1)
+        patches = image.astype(self.dtype).reshape(batch, rows, patch, columns, patch * channels)
+        patches = patches.swapaxes(2, 3).reshape(batch * rows * columns, -1)
         embedded = patches @ self.kernel.astype(self.dtype).reshape(patches.shape[1], -1)
         if self.bias is not None:
             embedded += self.bias.astype(self.dtype)

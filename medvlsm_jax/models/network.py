@@ -36,6 +36,7 @@ class NetworkConfig:
     classes: tuple[str, ...] = ()  # one output channel for each; empty: a single one, whatever a record asks for
     dtype: str = "float32"  # of the computation; parameters are float32
     remat: str = "none"  # what the encoder's blocks keep for the gradient: one of layers.REMAT_POLICIES
+    attention: str = "auto"  # one of attention.IMPLEMENTATIONS
     image_size: int = 256
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = IMAGENET_STD

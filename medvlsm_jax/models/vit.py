@@ -42,7 +42,14 @@ class ViT(nnx.Module):
     """Pre-normalised blocks; positions are interpolated to any input size that is a multiple of the patch."""
 
     def __init__(
-        self, config: ViTConfig, projection_dim: int, *, remat: str = "none", dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        config: ViTConfig,
+        projection_dim: int,
+        *,
+        remat: str = "none",
+        attention: str = "auto",
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         self.config = config
         self.remat = remat
@@ -60,6 +67,7 @@ class ViT(nnx.Module):
                 config.mlp_width,
                 activation=config.activation,
                 epsilon=config.epsilon,
+                attention=attention,
                 dtype=dtype,
                 rngs=rngs,
             )

@@ -9,7 +9,7 @@ import json
 import socket
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -63,6 +63,17 @@ def parameter_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """A sharding for every array (or shape) of a tree."""
     return jax.tree.map(lambda leaf: parameter_sharding(leaf.shape, mesh), tree)
+
+
+def with_mesh(mesh: Mesh, run: Callable[..., Any]) -> Callable[..., Any]:
+    """A function for jit, traced with the mesh at hand: kernels, which XLA cannot split, split their rows over it."""
+
+    @functools.wraps(run)
+    def traced(*args: Any, **options: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return run(*args, **options)
+
+    return traced
 
 
 def gather_whole(arrays: Any, mesh: Mesh) -> Any:

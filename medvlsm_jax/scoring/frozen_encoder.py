@@ -16,7 +16,7 @@ from medvlsm_jax.models import abstract_model
 from medvlsm_jax.models.apply import encode, encoder_inputs, encoder_outputs
 from medvlsm_jax.models.network import NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, merge_model, split_model, undotted
-from medvlsm_jax.parallel.sharding import REPLACED, replicated
+from medvlsm_jax.parallel.sharding import REPLACED, replicated, with_mesh
 
 ROWS = "rows"
 
@@ -70,7 +70,7 @@ class FrozenEncoder:
         def step(arrays: Arrays, *inputs: jax.Array) -> Any:
             return encode(merge_model(self.graphdef, {**arrays, **self.rest}), kind, *inputs)
 
-        return jax.jit(step, out_shardings=self.by_rows).lower(self.arrays, *inputs).compile()
+        return jax.jit(with_mesh(self.mesh, step), out_shardings=self.by_rows).lower(self.arrays, *inputs).compile()
 
     @property
     def by_rows(self) -> NamedSharding:

@@ -18,7 +18,7 @@ from medvlsm_jax.models.apply import Batch, Values, forward, own_class
 from medvlsm_jax.models.apply import encode as run_encoder
 from medvlsm_jax.models.network import NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, merge_model
-from medvlsm_jax.parallel.sharding import REPLACED, batch_sharding, replicated
+from medvlsm_jax.parallel.sharding import REPLACED, batch_sharding, replicated, with_mesh
 
 OWN = ""  # the condition of a batch without variants: each record's own sentence
 PROBABILITY, INDEX, VALID, COUNTS = "probability", "index", "valid", "counts"  # values besides metrics
@@ -131,11 +131,11 @@ def make_segmenter(config: NetworkConfig, mesh: Mesh, loss: Loss | None = None) 
     names = (*OVERLAP, INDEX, VALID, *(() if loss is None else ("loss", "weight")))
     return Segmenter(
         config.threshold,
-        jax.jit(encode, static_argnums=2, out_shardings=by_rows),
-        jax.jit(decode, static_argnums=4, out_shardings=by_rows),
+        jax.jit(with_mesh(mesh, encode), static_argnums=2, out_shardings=by_rows),
+        jax.jit(with_mesh(mesh, decode), static_argnums=4, out_shardings=by_rows),
         jax.jit(jnp.add, out_shardings=by_rows),
         jax.jit(measure, static_argnums=2, out_shardings=everywhere),
-        jax.jit(own, out_shardings={**dict.fromkeys(names, everywhere), PROBABILITY: by_rows}),
+        jax.jit(with_mesh(mesh, own), out_shardings={**dict.fromkeys(names, everywhere), PROBABILITY: by_rows}),
     )
 
 

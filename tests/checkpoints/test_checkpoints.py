@@ -1,5 +1,6 @@
 """Model folders and the checkpoints of a run: whole or absent, bit for bit, on any mesh."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -49,6 +50,12 @@ def test_a_model_comes_back_bit_for_bit_with_its_config(folder, network):
     assert params.keys() == network.params.keys()
     for name, array in params.items():
         np.testing.assert_array_equal(array, network.params[name], err_msg=name)
+
+
+def test_a_model_that_was_trained_with_another_machines_attention_takes_this_ones(folder, network, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    write_description(copy, dataclasses.replace(network.config, attention="cudnn"), None)
+    assert load(copy, dtype="bfloat16").config.attention == "auto"
 
 
 def test_a_model_brings_its_tokenizer(folder):

@@ -19,6 +19,7 @@ from medvlsm_jax.train import train
         ("ema", 1.5, r"config\.ema=1\.5: give 0 for none, or a decay below 1"),
         ("log_every_steps", 0, r"config\.log_every_steps=0: give 1 or a larger number"),
         ("remat", "some", r"config\.remat='some': choose none, dots, full"),
+        ("attention", "flash", r"config\.attention='flash': choose auto, xla, pallas, cudnn"),
         ("profile", "7", r"config\.profile=7: give START:STOP"),
         ("writers", "csv+tensorbord", r"config\.writers=.*unknown writer 'tensorbord'"),
         ("resume", "nowhere", r"nowhere is no checkpoint: .*model.json is missing"),

@@ -100,6 +100,7 @@ def test_the_config_sets_the_models_size_dtype_and_ablation(config):
         "dtype": "bfloat16",
         "zero_prompt": True,
         "remat": "none",
+        "attention": "auto",
     }
 
 
