@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from medvlsm_jax import atomic
 from medvlsm_jax.errors import UserError, run_program
-from medvlsm_jax.pods.estimate import Estimate, estimate, sum_by_kind
+from medvlsm_jax.pods.estimate import VECTOR_OPERATIONS, Estimate, estimate, sum_by_kind
 from medvlsm_jax.pods.slices import Slice, abstract_run, bytes_per_chip, find_slice, model_flops, slice_mesh
 from medvlsm_jax.text import percent, table
 
@@ -198,7 +198,10 @@ def main(_: list[str]) -> None:
     print(f"{config.model}, {config.batch_size} images over {number} {chips.chip.name} {mesh}, compiled by")
     print(f"libtpu {version('libtpu')} under jax {jax.__version__} in {time.monotonic() - started:.0f} s\n")
     print("\n\n".join([step_table(steps), collectives_table(steps), scaling_table(rows)]))
-    print("\nTimes are estimates from the compiler's cycles and the vendor's bandwidths (pods/estimate.py).")
+    print(
+        "\nTimes are estimates from the compiler's cycles and the vendor's bandwidths (pods/estimate.py); of a kernel:"
+    )
+    print(f"FLOPs / peak + {VECTOR_OPERATIONS} x exponentials / vector operations, but at least bytes / bandwidth.")
     if args.output:
         atomic.write_text(Path(args.output), json.dumps(as_json(config, chips, steps, rows), indent=1) + "\n")
     check_fit(steps)

@@ -21,6 +21,7 @@ class Chip:
         bandwidth: of that memory, bytes a second.
         interconnect: bytes a second that it can send to other chips, over all its links together.
         clock: cycles a second of a TPU's cores; 0 where nothing is estimated.
+        vector: operations a cycle of a TPU's vector units, four of 8 x 128 lanes a core.
         torus: axes along which TPUs are linked; 0 for a GPU.
         wraps_from: length from which an axis of a slice is closed to a ring.
     """
@@ -31,14 +32,15 @@ class Chip:
     bandwidth: float
     interconnect: float
     clock: float = 0
+    vector: float = 0
     torus: int = 0
     wraps_from: int = 0
 
 
 V4 = Chip("TPU v4", 275e12, 32e9, 1228e9, 300e9)
-V5E = Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9, clock=1.5e9, torus=2, wraps_from=16)
-V5P = Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9, clock=1.75e9, torus=3, wraps_from=4)
-V6E = Chip("TPU v6e", 918e12, 32e9, 1600e9, 400e9, clock=1.75e9, torus=2, wraps_from=16)
+V5E = Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9, clock=1.5e9, vector=4096, torus=2, wraps_from=16)
+V5P = Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9, clock=1.75e9, vector=8192, torus=3, wraps_from=4)
+V6E = Chip("TPU v6e", 918e12, 32e9, 1600e9, 400e9, clock=1.75e9, vector=4096, torus=2, wraps_from=16)
 A100 = Chip("A100 80GB", 312e12, 80e9, 2039e9, 300e9)
 H100 = Chip("H100 SXM", 989e12, 80e9, 3350e9, 450e9)
 H200 = Chip("H200 SXM", 989e12, 141e9, 4800e9, 450e9)

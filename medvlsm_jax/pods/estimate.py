@@ -7,9 +7,13 @@ from typing import Any
 
 import jax
 
-from medvlsm_jax.pods.hlo import Collective, estimated_cycles, read_collectives
+from medvlsm_jax.parallel.chips import Chip
+from medvlsm_jax.pods.hlo import Collective, Kernel, estimated_cycles, read_collectives, read_kernels
 from medvlsm_jax.pods.slices import Slice
 
+# Of the vector units for an exponential of a softmax and what goes with it: scale, mask, maximum, difference, the
+# exponential's own, sum and conversion are 16 in a forward kernel; the gradient's make it 32 there.
+VECTOR_OPERATIONS = 24
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -72,9 +76,10 @@ def estimate(lowered: Any, chips: Slice, *, loops: int = 1, kept: float = 0.0) -
 
     step = compute + exchange, in seconds, where
 
-        compute  = the compiler's cycles, summed over the operations that it scheduled, over the clock; at least FLOPs
-                   over the peak. XLA's own `optimal_seconds` is no sum that means something (it comes out negative),
-                   and bytes accessed over the bandwidth counts what never leaves the chip, too.
+        compute  = the compiler's cycles, summed over the operations that it scheduled, over the clock, and the seconds
+                   of kernels, of which it knows none (`kernel_seconds`); at least FLOPs over the peak. XLA's own
+                   `optimal_seconds` is no sum that means something (it comes out negative), and bytes accessed over
+                   the bandwidth counts what never leaves the chip, too.
         exchange = bytes that a chip sends by the ring algorithms (`Collective.sent_bytes`) over the bandwidth of the
                    links that it has for them (`Slice.bandwidth`), as if nothing were computed meanwhile.
 
@@ -102,6 +107,7 @@ def estimate(lowered: Any, chips: Slice, *, loops: int = 1, kept: float = 0.0) -
         kept=kept,
     )
     flops = loops * costs["flops"]
+    computing = estimated_cycles(text) / chip.clock + sum(kernel_seconds(one, chip) for one in read_kernels(text))
     collectives = tuple(read_collectives(text, len(chips.devices)))
     return Estimate(
         memory,
@@ -109,10 +115,20 @@ def estimate(lowered: Any, chips: Slice, *, loops: int = 1, kept: float = 0.0) -
         chip.memory,
         flops,
         loops * costs["bytes accessed"],
-        max(estimated_cycles(text) / chip.clock, flops / chip.flops),
+        max(computing, flops / chip.flops),
         collectives,
         sum(one.sent_bytes / chips.bandwidth(one.chips) for one in collectives),
     )
+
+
+def kernel_seconds(kernel: Kernel, chip: Chip) -> float:
+    """An estimate of a hand-written kernel, all its runs together.
+
+    FLOPs over the peak, and 24 operations for each exponential over those of the vector units, as if neither ran beside
+    the other; at least the bytes over the memory's bandwidth.
+    """
+    vector = VECTOR_OPERATIONS * kernel.exponentials / (chip.vector * chip.clock)
+    return kernel.times * max(kernel.flops / chip.flops + vector, kernel.bytes / chip.bandwidth)
 
 
 def exhausted_bytes(message: str) -> float:

@@ -23,6 +23,8 @@ BODY = re.compile(r"body=%([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+KERNEL = re.compile(r"%([\w.\-]+) = .* custom-call\(.*\"tpu_custom_call\"")
+COSTS = re.compile(r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"(\d+)","bytes_accessed":"(\d+)"')
 CHAIN = re.compile(r'chain_id="\d+"')
 SOURCE = re.compile(r'op_name="([^"]*)"')
 
@@ -57,6 +59,40 @@ class Collective:
         share = (self.chips - 1) / self.chips
         factors = {"all-reduce": 2 * share, "collective-permute": 1.0}
         return factors.get(self.kind, share) * self.bytes * self.times
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A hand-written kernel, of whose cycles the compiler knows nothing: what it says of itself, for one run.
+
+    Attributes:
+        name: of the kernel.
+        flops: operations of its matrix products, padded to the lanes of the chip.
+        exponentials: as their name says.
+        bytes: that it reads and writes.
+        times: how often in a run of the program.
+    """
+
+    name: str
+    flops: float
+    exponentials: float
+    bytes: float
+    times: int
+
+
+def read_kernels(text: str) -> list[Kernel]:
+    """The hand-written kernels of a program; raises ValueError for one that says nothing of what it costs."""
+    computations, entry = split_computations(text)
+    times, found = count_runs(computations, entry), []
+    for name, lines in computations.items():
+        for line in lines:
+            if times[name] and (match := KERNEL.search(line)):
+                costs = COSTS.search(line)
+                if costs is None:
+                    raise ValueError(f"the kernel {match[1]} says nothing of what it costs")
+                flops, exponentials, moved = (float(number) for number in costs.groups())
+                found.append(Kernel(match[1].rpartition(".")[0], flops, exponentials, moved, times[name]))
+    return found
 
 
 def read_collectives(text: str, num_chips: int) -> list[Collective]:

@@ -176,6 +176,7 @@ def source_of(config: ml_collections.ConfigDict) -> Source:
     other = copy.deepcopy(config)
     other.init = other.resume = ""
     other.dtype = "bfloat16" if config.dtype == "auto" else config.dtype
+    other.attention = "pallas" if config.attention == "auto" else config.attention
     return find_source(other, Path(), None)
 
 

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from medvlsm_jax.config import base_config
 from medvlsm_jax.parallel.chips import V5E
-from medvlsm_jax.pods.estimate import estimate, exhausted_bytes, sum_by_kind
+from medvlsm_jax.pods.estimate import VECTOR_OPERATIONS, estimate, exhausted_bytes, kernel_seconds, sum_by_kind
+from medvlsm_jax.pods.hlo import Kernel
 from medvlsm_jax.pods.slices import Slice, find_slice, slice_mesh
 
 SIZE = 1024
@@ -42,6 +43,13 @@ def test_arguments_operations_and_exchange_are_those_of_one_chip(eight, mesh_of)
     assert step.compute_seconds == pytest.approx(step.flops / V5E.flops)  # a CPU's compiler gives no cycles
     assert step.collective_seconds == sum(one.sent_bytes for one in step.collectives) / eight.bandwidth(8)
     assert step.seconds == step.compute_seconds + step.collective_seconds
+
+
+def test_a_kernel_takes_its_products_and_its_exponentials_or_its_bytes():
+    busy = Kernel("attention", flops=197e9, exponentials=4096 * 1.5e6 / VECTOR_OPERATIONS, bytes=1.0, times=3)
+    assert kernel_seconds(busy, V5E) == pytest.approx(3 * (1e-3 + 1e-3))
+    moving = Kernel("attention", flops=1.0, exponentials=1.0, bytes=819e6, times=2)
+    assert kernel_seconds(moving, V5E) == pytest.approx(2 * 1e-3)
 
 
 def test_loops_and_what_lies_beside_the_step_count(eight, mesh_of):

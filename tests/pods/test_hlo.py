@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from medvlsm_jax.pods.hlo import Collective, estimated_cycles, read_collectives
+from medvlsm_jax.pods.hlo import Collective, Kernel, estimated_cycles, read_collectives, read_kernels
 
 # As the compiler for TPUs writes it, shortened: a loop of 4 turns that counts by 2 to 8, an exchange that two fusions
 # carry on together, and two reduce-scatters as fusions, alike but for their names.
@@ -136,3 +136,18 @@ def test_real_programs_are_read_as_well(mesh_of):
     assert found[("all-reduce", 2, 256.0)] == 3
     assert found[("all-reduce", 4, 256.0)] == 1
     assert any(kind == "all-gather" and (chips, size) == (4, 256) for kind, chips, size in found)
+
+
+KERNELS = """\
+ENTRY %main (p: bf16[4,485,64]) -> bf16[4,485,64] {
+  %copy.1 = bf16[4,485,64] copy(%p)
+  %attention_forward_kernel.7 = bf16[4,485,64]{2,1,0} custom-call(%copy.1, %p), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":{"flops":"48","transcendentals":"9","bytes_accessed":"5","remote_bytes_transferred":"0"}}}
+  %joined = bf16[4,485,64] custom-call(%copy.1), custom_call_target="ConcatBitcast"
+}
+"""  # noqa: E501
+
+
+def test_a_kernel_says_what_it_costs():
+    assert read_kernels(KERNELS) == [Kernel("attention_forward_kernel", 48, 9, 5, 1)]
+    with pytest.raises(ValueError, match=r"attention_forward_kernel\.7 says nothing of what it costs"):
+        read_kernels(KERNELS.replace("cost_estimate", "other"))
