@@ -15,12 +15,14 @@ from jax.sharding import Mesh
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.losses import SMOOTHING, find_loss
+from medvlsm_jax.models import abstract_model, override, preset
 from medvlsm_jax.models.apply import encode, encoder_inputs, forward
 from medvlsm_jax.models.network import Network
 from medvlsm_jax.models.parameters import merge_model, split_model
 from medvlsm_jax.parallel.sharding import AXES, REPLACED, put_batch
+from medvlsm_jax.scoring.segmenter import abstract_batch
 from medvlsm_jax.training.freezing import set_training_mode, split_trained
-from medvlsm_jax.training.step import adamw, make_train_step, new_state
+from medvlsm_jax.training.step import TrainState, adamw, make_train_step, new_state
 from medvlsm_jax.weights.reference import find_reference
 from medvlsm_jax.weights.reference.pytorch import require_torch
 
@@ -54,6 +56,40 @@ def make_batch(model: Network, batch_size: int) -> Batch:
         batch["input_ids"] = ids.astype(np.int32)
         batch["attention_mask"] = np.tile(positions < 16, (batch_size, 1)).astype(np.int32)
     return batch
+
+
+def with_attention(model: Network, attention: str) -> Network:
+    """The same network with the same arrays, its attention by another implementation."""
+    _, params, stats = split_model(model)
+    config = override(model.config, {"attention": attention})
+    return merge_model(nnx.graphdef(abstract_model(config)), {**params, **stats})
+
+
+def largest_batch(name: str, dtype: str, most: int) -> int:
+    """The largest power of two, up to `most`, of images whose training step takes at most 3/4 of the device's memory.
+
+    By what XLA says of the step with plain attention; `most` where the device does not tell how much it has.
+    """
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    size = 1 << (most.bit_length() - 1)
+    while limit and size > 1 and step_bytes(name, dtype, size) > 0.75 * limit:
+        size //= 2
+    return size
+
+
+def step_bytes(name: str, dtype: str, batch_size: int) -> int:
+    """Memory of a training step of all parameters, as XLA plans it; no array is made."""
+    config, mesh = override(preset(name)[1], {"dtype": dtype, "attention": "xla"}), one_device()
+    model, freezing = abstract_model(config), {"freeze_encoder": False, "freeze_decoder": False}
+    set_training_mode(model, **freezing)
+    _, params, stats = split_model(model)
+    trained, frozen = split_trained(model, params, **freezing)
+    optimizer = adamw(weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(count, trained, frozen, stats, jax.eval_shape(optimizer.init, trained), {})
+    step = make_train_step(nnx.graphdef(model), optimizer, find_loss("dice"), mesh, state)
+    planned = step.lower(state, abstract_batch(config, batch_size, mesh)).compile().memory_analysis()
+    return planned.argument_size_in_bytes + planned.temp_size_in_bytes
 
 
 def our_forward(model: Network, batch: Batch) -> Run:

@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from benchmarks.input import drawn_records
-from benchmarks.runs import Batch, PyTorch, Run, make_batch, our_step
+from benchmarks.runs import Batch, PyTorch, Run, make_batch, our_step, with_attention
 from benchmarks.timing import WARM_TURNS, machine, match_precision, peak_flops, settings, time_in_turn, warn_of_load
 from medvlsm_jax import atomic, create_model
 from medvlsm_jax.config import base_config
@@ -74,13 +75,15 @@ def run(args: flags.FlagValues) -> None:
 # --- Steps -----------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, recipe: str, args: flags.FlagValues, peak: float, bar: tqdm) -> dict[str, Figures]:
-    """The figures of each side of a recipe, as far as it can be had."""
+def measure(
+    name: str, recipe: str, args: flags.FlagValues, peak: float, bar: tqdm, attentions: Sequence[str] = ("auto",)
+) -> dict[str, Figures]:
+    """The figures of each side of a recipe, as far as it can be had; ours by each implementation of attention."""
     label = f"{name} {recipe}"
     bar.set_description(f"{label}: compiling ours")
     model = create_model(name, rngs=nnx.Rngs(0), dtype=args.dtype)
     batch = make_batch(model, args.batch_size)
-    runs = our_sides(model, batch, recipe) | pytorch_sides(model, batch, recipe, args.compile, bar, label)
+    runs = our_sides(model, batch, recipe, attentions) | pytorch_sides(model, batch, recipe, args.compile, bar, label)
     bar.set_description(f"{label}: {', '.join(runs)}")
     seconds = time_in_turn(runs, args.repeats, bar.update)
     freezing = {"freeze_encoder": recipe == "frozen", "freeze_decoder": False}
@@ -95,11 +98,17 @@ def measure(name: str, recipe: str, args: flags.FlagValues, peak: float, bar: tq
     return figures
 
 
-def our_sides(model: Network, batch: Batch, recipe: str) -> dict[str, Run]:
-    """Our steps, compiled."""
-    sides = {OURS: our_step(model, batch, freeze_encoder=recipe == "frozen")}
-    if recipe == "frozen":
-        sides[CACHED] = our_step(model, batch, freeze_encoder=True, is_cached=True)
+def our_sides(model: Network, batch: Batch, recipe: str, attentions: Sequence[str]) -> dict[str, Run]:
+    """Our steps, compiled: by each implementation of attention, and by the first with the encoders' outputs kept."""
+    is_frozen = recipe == "frozen"
+    sides = {
+        OURS if attention == "auto" else f"{OURS}, {attention}": our_step(
+            with_attention(model, attention), batch, freeze_encoder=is_frozen
+        )
+        for attention in attentions
+    }
+    if is_frozen:
+        sides[CACHED] = our_step(with_attention(model, attentions[0]), batch, freeze_encoder=True, is_cached=True)
     for run in sides.values():
         run()
     return sides

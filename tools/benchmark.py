@@ -2,6 +2,7 @@
 
     python tools/benchmark.py --model=clipseg,unet --batch_size=4       networks: inference and training steps
     python tools/benchmark.py train --model=clipseg --batch_size=4      training steps, torch.compile and input too
+    python tools/benchmark.py device --output=device.json               all of it on one accelerator, in minutes
     python tools/benchmark.py input                                     the input pipeline
     python tools/benchmark.py metrics                                   Dice, IoU, HD95 and NSD, against MONAI
     python tools/benchmark.py evaluate --num_images=10000               a whole evaluation: speed and memory
@@ -20,6 +21,7 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks import device as benchmark_device
 from benchmarks import evaluate as benchmark_evaluate
 from benchmarks import input as benchmark_input
 from benchmarks import metrics as benchmark_metrics
@@ -30,6 +32,7 @@ from medvlsm_jax.errors import UserError, run_program
 # Name on the command line -> the benchmark, and its defaults for flags that have none of their own.
 BENCHMARKS = {
     "": (benchmark_networks.run, {"batch_size": 4}),
+    "device": (benchmark_device.run, {"batch_size": 256, "num_images": 3200, "dtype": "bfloat16"}),
     "train": (benchmark_train.run, {"batch_size": 4, "num_images": 120}),
     "input": (benchmark_input.run, {"batch_size": 32, "num_images": 1600}),
     "metrics": (benchmark_metrics.run, {"batch_size": 32}),
@@ -44,7 +47,7 @@ def main(argv: list[str]) -> None:
         others = ", ".join(filter(None, BENCHMARKS))
         raise UserError(f"nothing is known of {name!r}: the benchmarks are {others} and, unnamed, the networks")
     run, defaults = BENCHMARKS[name]
-    for flag, value in defaults.items():
+    for flag, value in ({"dtype": "float32"} | defaults).items():
         if args[flag].value is None:
             args[flag].value = value
     run(args)
@@ -57,7 +60,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("repeats", 5, "Timed runs of each.", lower_bound=1)
     flags.DEFINE_multi_enum("modes", list(benchmark_networks.MODES), benchmark_networks.MODES, "What of the networks.")
-    flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Of the computation.")
+    flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the computation: float32, for device bfloat16.")
     flags.DEFINE_string("output", "", "A json file for the figures.")
     benchmark_train.define_flags()
     benchmark_input.define_flags()

@@ -192,5 +192,5 @@ def test_another_device_than_pytorchs_is_refused(monkeypatch):
 
 def test_another_benchmark_is_refused(monkeypatch):
     monkeypatch.setattr(flags, "FLAGS", {})
-    with pytest.raises(UserError, match="nothing is known of 'trane': the benchmarks are train, input, "):
+    with pytest.raises(UserError, match="nothing is known of 'trane': the benchmarks are device, train, input, "):
         main(["benchmark.py", "trane"])
