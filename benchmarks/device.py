@@ -20,14 +20,13 @@ from tqdm import tqdm
 
 from benchmarks.runs import largest_batch
 from benchmarks.timing import machine, peak_flops, settings, warn_of_load
-from benchmarks.train import input_wait, measure, steps_table
+from benchmarks.train import RECIPES, input_wait, measure, steps_table
 from medvlsm_jax import atomic
 from medvlsm_jax.models.attention import PLATFORMS, attend
 from medvlsm_jax.text import table
 
 LENGTHS = (77, 192, 197, 256, 485, 489, 512, 676)  # tokens of sentences and images
 MODELS = ("clipseg", "biomedclipseg")
-RECIPES = ("full", "frozen")
 
 
 def implementations() -> list[str]:
@@ -36,16 +35,16 @@ def implementations() -> list[str]:
 
 
 def run(args: flags.FlagValues) -> None:
-    """Measures and prints tables; what fails is a line, for the machine may not be there again."""
+    """Measures and prints tables; figures are written after each network, for the machine may not be there again."""
     warn_of_load()
-    names, (peak, origin) = args.model or MODELS, peak_flops()
+    names, most, (peak, origin) = args.model or MODELS, args.batch_size, peak_flops()
     print(f"{machine()}; {settings(args.dtype)}; utilisation {origin}")
     errors = {name: {tokens: attention_errors(name, tokens) for tokens in LENGTHS} for name in implementations()}
     print(errors_table(errors))
     content: dict[str, Any] = {"machine": machine(), "peak_flops": peak, "attention": errors, "networks": {}}
     with tqdm(unit="turn", disable=None) as bar:
         for name in names:
-            args.batch_size = largest_batch(name, args.dtype, args.batch_size)
+            args.batch_size = largest_batch(name, args.dtype, most)
             steps = {recipe: measure(name, recipe, args, peak, bar, implementations()) for recipe in RECIPES}
             bar.write(f"{name}, batch {args.batch_size}\n{steps_table({name: steps})}")
             content["networks"][name] = {"batch_size": args.batch_size, "steps": steps}

@@ -13,16 +13,17 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from medvlsm_jax.config import base_config
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.losses import SMOOTHING, find_loss
-from medvlsm_jax.models import abstract_model, override, preset
+from medvlsm_jax.models import abstract_model, override
 from medvlsm_jax.models.apply import encode, encoder_inputs, forward
 from medvlsm_jax.models.network import Network
 from medvlsm_jax.models.parameters import merge_model, split_model
 from medvlsm_jax.parallel.sharding import AXES, REPLACED, put_batch
-from medvlsm_jax.scoring.segmenter import abstract_batch
+from medvlsm_jax.pods.slices import abstract_run
 from medvlsm_jax.training.freezing import set_training_mode, split_trained
-from medvlsm_jax.training.step import TrainState, adamw, make_train_step, new_state
+from medvlsm_jax.training.step import adamw, make_train_step, new_state
 from medvlsm_jax.weights.reference import find_reference
 from medvlsm_jax.weights.reference.pytorch import require_torch
 
@@ -79,16 +80,9 @@ def largest_batch(name: str, dtype: str, most: int) -> int:
 
 def step_bytes(name: str, dtype: str, batch_size: int) -> int:
     """Memory of a training step of all parameters, as XLA plans it; no array is made."""
-    config, mesh = override(preset(name)[1], {"dtype": dtype, "attention": "xla"}), one_device()
-    model, freezing = abstract_model(config), {"freeze_encoder": False, "freeze_decoder": False}
-    set_training_mode(model, **freezing)
-    _, params, stats = split_model(model)
-    trained, frozen = split_trained(model, params, **freezing)
-    optimizer = adamw(weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
-    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    state = TrainState(count, trained, frozen, stats, jax.eval_shape(optimizer.init, trained), {})
-    step = make_train_step(nnx.graphdef(model), optimizer, find_loss("dice"), mesh, state)
-    planned = step.lower(state, abstract_batch(config, batch_size, mesh)).compile().memory_analysis()
+    config = base_config()
+    config.update({"model": name, "dtype": dtype, "batch_size": batch_size, "attention": "xla"})
+    planned = abstract_run(config, one_device()).lower_train().compile().memory_analysis()
     return planned.argument_size_in_bytes + planned.temp_size_in_bytes
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models.pallas_attention import MOST_TOKENS, fits, pallas_attention
+from medvlsm_jax.models.pallas_attention import FORBIDDEN, MOST_TOKENS, fits, pallas_attention
 
 Shaped = Array | jax.ShapeDtypeStruct
 IMPLEMENTATIONS = ("auto", "xla", "pallas", "cudnn")
@@ -134,7 +134,7 @@ def forward(query: Array, key: Array, value: Array, mask: Array | None) -> tuple
     scores = jnp.einsum("bthc,bshc->bhts", query, key, preferred_element_type=jnp.float32)
     scores *= jnp.float32(1 / query.shape[-1] ** 0.5)
     if mask is not None:
-        scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)
+        scores = jnp.where(mask, scores, FORBIDDEN)
     powers = jnp.exp(scores - scores.max(-1, keepdims=True))
     inverse = (1 / powers.sum(-1)).swapaxes(1, 2)[..., None]
     powers = powers.astype(query.dtype)

@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
 LANES = 128
+FORBIDDEN = float(-0.7 * jnp.finfo(jnp.float32).max)  # a score that is masked, as jax's own attention has it
 MOST_TOKENS = 1088  # of which the gradient's five arrays of scores fit into VMEM
 VMEM = 64 << 20  # bytes that the compiler may use of a core's 128 MB; it would stop at 16
 
@@ -46,7 +47,7 @@ def pallas_attention(
     keys = key.shape[1]
     bias = jnp.zeros((batch, 1, keys), jnp.float32)
     if mask is not None:
-        bias = jnp.where(mask[:, 0], 0.0, -0.7 * jnp.finfo(jnp.float32).max)
+        bias = jnp.where(mask[:, 0], 0.0, FORBIDDEN)
     joined = [x.reshape(batch, -1, heads * width) for x in (query, key, value)]
     run = functools.partial(joined_attention, width, is_causal)
     mesh = jax.sharding.get_abstract_mesh()
@@ -127,7 +128,7 @@ def exponentials(width: int, is_causal: bool, query: Array, key: Array, bias: Ar
     scores = product(query, key, 1, 1) * (1 / width**0.5) + bias
     if is_causal:
         rows, columns = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) for axis in (0, 1))
-        scores = jnp.where(columns <= rows, scores, -0.7 * jnp.finfo(jnp.float32).max)
+        scores = jnp.where(columns <= rows, scores, FORBIDDEN)
     powers = jnp.exp(scores - scores.max(1, keepdims=True))
     return powers, 1 / powers.sum(1, keepdims=True)
 

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
@@ -82,16 +82,14 @@ class Kernel:
 
 def read_kernels(text: str) -> list[Kernel]:
     """The hand-written kernels of a program; raises ValueError for one that says nothing of what it costs."""
-    computations, entry = split_computations(text)
-    times, found = count_runs(computations, entry), []
-    for name, lines in computations.items():
-        for line in lines:
-            if times[name] and (match := KERNEL.search(line)):
-                costs = COSTS.search(line)
-                if costs is None:
-                    raise ValueError(f"the kernel {match[1]} says nothing of what it costs")
-                flops, exponentials, moved = (float(number) for number in costs.groups())
-                found.append(Kernel(match[1].rpartition(".")[0], flops, exponentials, moved, times[name]))
+    found = []
+    for _, line, times in lines_that_run(text):
+        if match := KERNEL.search(line):
+            costs = COSTS.search(line)
+            if costs is None:
+                raise ValueError(f"the kernel {match[1]} says nothing of what it costs")
+            flops, exponentials, moved = (float(number) for number in costs.groups())
+            found.append(Kernel(match[1].rpartition(".")[0], flops, exponentials, moved, times))
     return found
 
 
@@ -101,18 +99,15 @@ def read_collectives(text: str, num_chips: int) -> list[Collective]:
     A TPU's compiler spreads one over several fusions that run beside it, some of them in loops: they share a
     `chain_id`, and the fewest runs are those of the whole. Channels tell nothing apart, for some share number 1.
     """
-    computations, entry = split_computations(text)
-    times = count_runs(computations, entry)
     found: dict[Any, Collective] = {}
-    for name, lines in computations.items():
-        for line in lines:
-            if times[name] and (match := COLLECTIVE.search(line)):
-                # The compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
-                kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else match[2]
-                collective = parse_collective(line, kind, match, times[name], num_chips)
-                chain = CHAIN.search(line)
-                key = chain[0] if chain else (name, line)
-                found[key] = min(collective, found.get(key, collective), key=lambda one: one.times)
+    for name, line, times in lines_that_run(text):
+        if match := COLLECTIVE.search(line):
+            # The compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
+            kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else match[2]
+            collective = parse_collective(line, kind, match, times, num_chips)
+            chain = CHAIN.search(line)
+            key = chain[0] if chain else (name, line)
+            found[key] = min(collective, found.get(key, collective), key=lambda one: one.times)
     return list(found.values())
 
 
@@ -130,13 +125,16 @@ def parse_collective(line: str, kind: str, match: re.Match[str], times: int, num
 
 def estimated_cycles(text: str) -> int:
     """The cycles that a TPU's compiler expects the operations of a chip to take, without the collectives; else 0."""
+    return sum(times * int(match[1]) for _, line, times in lines_that_run(text) for match in CYCLES.finditer(line))
+
+
+def lines_that_run(text: str) -> Iterator[tuple[str, str, int]]:
+    """Each line of a program that is run: the computation that it stands in, the line, and how often."""
     computations, entry = split_computations(text)
     times = count_runs(computations, entry)
-    return sum(
-        times[name] * int(match[1])
-        for name, lines in computations.items()
-        for match in CYCLES.finditer("\n".join(lines))
-    )
+    for name, lines in computations.items():
+        if times[name]:
+            yield from ((name, line, times[name]) for line in lines)
 
 
 def split_computations(text: str) -> tuple[dict[str, list[str]], str]:
