@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -42,9 +43,13 @@ def with_quick_compiler(given: str, jaxlib: str) -> str:
 
 
 def suite_flags(environ: Mapping[str, str]) -> str:
-    """XLA_FLAGS of the tests: the caller's, eight devices, and a quick compiler unless MEDVLSM_TEST_XLA=default."""
+    """XLA_FLAGS of the tests: the caller's, eight devices, and a quick compiler unless MEDVLSM_TEST_XLA=default.
+
+    Nor where libtpu is installed: the XLA in it ends a process that names a flag of another one's.
+    """
     given = with_devices(environ.get("XLA_FLAGS", ""), 8)
-    return given if environ.get("MEDVLSM_TEST_XLA") == "default" else with_quick_compiler(given, version("jaxlib"))
+    is_default = environ.get("MEDVLSM_TEST_XLA") == "default" or find_spec("libtpu") is not None
+    return given if is_default else with_quick_compiler(given, version("jaxlib"))
 
 
 def child_environment(devices: int = 1) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 import json
 import os
+from importlib.metadata import version
 
+import processes
 import pytest
 from absl import flags
 from check_continuation import Training
@@ -64,6 +66,13 @@ def test_compiling_is_made_short_with_flags_that_jaxlib_knows_and_the_caller_did
 def test_xlas_defaults_can_be_asked_for():
     found = suite_flags({"XLA_FLAGS": "--xla_dump_to=x", "MEDVLSM_TEST_XLA": "default"})
     assert found == "--xla_dump_to=x --xla_force_host_platform_device_count=8"
+
+
+def test_libtpus_xla_is_given_no_flags_that_it_does_not_know(monkeypatch):
+    monkeypatch.setattr(processes, "find_spec", lambda name: name)
+    assert suite_flags({}) == "--xla_force_host_platform_device_count=8"
+    monkeypatch.setattr(processes, "find_spec", lambda _: None)
+    assert suite_flags({}) == with_quick_compiler("--xla_force_host_platform_device_count=8", version("jaxlib"))
 
 
 def test_a_program_in_this_process_parses_its_flags_afresh_and_leaves_none(tmp_path):
