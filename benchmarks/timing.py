@@ -47,6 +47,11 @@ def peak_flops() -> tuple[float, str]:
     return peak, f"of {peak / 1e12:.3f} TFLOP/s, the speed of a float32 {MATMUL_SIZE} x {MATMUL_SIZE} product here"
 
 
+def first_line(error: Exception) -> str:
+    """The type of an error, and what it says first."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
 def warn_of_load() -> None:
     """Says so when other work has the cores: PyTorch's threads, which spin, then take many times as long."""
     load = os.getloadavg()[0]

@@ -7,13 +7,14 @@ drawn images: in the second they are cached.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,16 @@ from tqdm import tqdm
 
 from benchmarks.input import drawn_records
 from benchmarks.runs import Batch, PyTorch, Run, make_batch, our_step, with_attention
-from benchmarks.timing import WARM_TURNS, machine, match_precision, peak_flops, settings, time_in_turn, warn_of_load
+from benchmarks.timing import (
+    WARM_TURNS,
+    first_line,
+    machine,
+    match_precision,
+    peak_flops,
+    settings,
+    time_in_turn,
+    warn_of_load,
+)
 from medvlsm_jax import atomic, create_model
 from medvlsm_jax.config import base_config
 from medvlsm_jax.data.language.tokenizers import BUILTIN, builtin_tokenizer
@@ -83,7 +93,8 @@ def measure(
     bar.set_description(f"{label}: compiling ours")
     model = create_model(name, rngs=nnx.Rngs(0), dtype=args.dtype)
     batch = make_batch(model, args.batch_size)
-    runs = our_sides(model, batch, recipe, attentions) | pytorch_sides(model, batch, recipe, args.compile, bar, label)
+    runs = our_sides(model, batch, recipe, attentions, bar, label)
+    runs |= pytorch_sides(model, batch, recipe, args.compile, bar, label)
     bar.set_description(f"{label}: {', '.join(runs)}")
     seconds = time_in_turn(runs, args.repeats, bar.update)
     freezing = {"freeze_encoder": recipe == "frozen", "freeze_decoder": False}
@@ -98,43 +109,47 @@ def measure(
     return figures
 
 
-def our_sides(model: Network, batch: Batch, recipe: str, attentions: Sequence[str]) -> dict[str, Run]:
+def our_sides(
+    model: Network, batch: Batch, recipe: str, attentions: Sequence[str], bar: tqdm, label: str
+) -> dict[str, Run]:
     """Our steps, compiled: by each implementation of attention, and by the first with the encoders' outputs kept."""
-    is_frozen = recipe == "frozen"
-    sides = {
-        OURS if attention == "auto" else f"{OURS}, {attention}": our_step(
-            with_attention(model, attention), batch, freeze_encoder=is_frozen
-        )
-        for attention in attentions
-    }
+    is_frozen, sides = recipe == "frozen", {}
+    for attention in attentions:
+        side = OURS if attention == "auto" else f"{OURS}, {attention}"
+        make = functools.partial(our_step, with_attention(model, attention), batch, freeze_encoder=is_frozen)
+        sides |= after_first_turn(side, make, bar, label)
     if is_frozen:
-        sides[CACHED] = our_step(with_attention(model, attentions[0]), batch, freeze_encoder=True, is_cached=True)
-    for run in sides.values():
-        run()
+        network = with_attention(model, attentions[0])
+        cached = functools.partial(our_step, network, batch, freeze_encoder=True, is_cached=True)
+        sides |= after_first_turn(CACHED, cached, bar, label)
     return sides
 
 
 def pytorch_sides(
     model: Network, batch: Batch, recipe: str, has_compiled: bool, bar: tqdm, label: str
 ) -> dict[str, Run]:
-    """PyTorch's steps, compiled; one that cannot be had is a line."""
+    """PyTorch's steps, compiled; without PyTorch there are none."""
     try:
         pytorch = PyTorch(model, batch, freeze_encoder=recipe == "frozen")
     except UserError as error:
         bar.write(f"{label}: without PyTorch: {error}")
         return {}
-    sides = {EAGER: pytorch.step()}
-    if not has_compiled:
-        return sides
-    bar.set_description(f"{label}: torch.compile compiles")
+    sides = after_first_turn(EAGER, pytorch.step, bar, label)
+    if has_compiled:
+        bar.set_description(f"{label}: torch.compile compiles")
+        sides |= after_first_turn(COMPILED, functools.partial(pytorch.step, is_compiled=True), bar, label)
+    return sides
+
+
+def after_first_turn(side: str, make: Callable[[], Run], bar: tqdm, label: str) -> dict[str, Run]:
+    """A side that has run once, which compiles it; where that fails it is a line, for the others are worth having."""
     try:
-        compiled = pytorch.step(is_compiled=True)
-        compiled()
-    except Exception as error:  # no C++ compiler, an unsupported GPU: of any kind
-        reason = next(iter(str(error).splitlines()), "")
-        bar.write(f"{label}: without torch.compile: {type(error).__name__}: {reason}")
-        return sides
-    return sides | {COMPILED: compiled}
+        run = make()
+        run()
+    except Exception as error:  # a kernel, a C++ compiler, an unsupported GPU, its memory: of any kind
+        bar.write(f"{label}: without {side}: {first_line(error)}")
+        return {}
+    return {side: run}
 
 
 def steps_table(results: dict[str, dict[str, dict[str, Figures]]]) -> str:

@@ -10,7 +10,7 @@ from medvlsm_jax.errors import check_folder
 from medvlsm_jax.logs.writers import split_names
 from medvlsm_jax.losses import find_loss
 from medvlsm_jax.models import preset
-from medvlsm_jax.models.attention import check_attention
+from medvlsm_jax.models.attention import check_device_has
 from medvlsm_jax.models.layers import check_remat
 from medvlsm_jax.parallel.sharding import check_batch_size
 from medvlsm_jax.training.monitor import traced_steps
@@ -39,6 +39,6 @@ def check_run(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> S
     preset(config.model)
     model_overrides(config)
     check_remat(config.remat)
-    check_attention(config.attention)
+    check_device_has(config.attention)
     check_batch_size(config.batch_size, mesh, config.accumulation)
     return read_sets(config, workdir)

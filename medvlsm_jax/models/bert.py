@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from medvlsm_jax.models.layers import AnyArray, Block, Dropout, Linear, Rngs, embedding_init, layer_norm, rematerialized
+from medvlsm_jax.models.layers import AnyArray, Block, Dropout, Linear, Rngs, embedding_init, rematerialized
 from medvlsm_jax.models.network import TextConfig
+from medvlsm_jax.models.normalization import LayerNorm
 
 EPSILON = 1e-12  # of BERT's normalisations
 TOKEN_TYPES = 2  # first and second sentence of a pair
@@ -54,7 +55,7 @@ class Bert(nnx.Module):
         self.token_embedding = nnx.Param(embedding_init(rngs.params(), (config.vocab_size, width)))
         self.position_embedding = nnx.Param(embedding_init(rngs.params(), (config.max_positions, width)))
         self.token_type_embedding = nnx.Param(embedding_init(rngs.params(), (TOKEN_TYPES, width)))
-        self.embedding_norm = layer_norm(width, EPSILON, dtype, rngs)
+        self.embedding_norm = LayerNorm(width, EPSILON, dtype=dtype, rngs=rngs)
         self.dropout = Dropout(config.dropout)
         self.blocks = nnx.List(
             Block(

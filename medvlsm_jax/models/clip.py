@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from medvlsm_jax.models.layers import AnyArray, Block, Linear, Rngs, embedding_init, layer_norm, rematerialized
+from medvlsm_jax.models.layers import AnyArray, Block, Linear, Rngs, embedding_init, rematerialized
 from medvlsm_jax.models.network import TextConfig
+from medvlsm_jax.models.normalization import LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class CLIPText(nnx.Module):
             )
             for _ in range(config.depth)
         )
-        self.final_norm = layer_norm(config.width, 1e-5, dtype, rngs)
+        self.final_norm = LayerNorm(config.width, 1e-5, dtype=dtype, rngs=rngs)
         self.projection = Linear(config.width, projection_dim, use_bias=False, dtype=dtype, rngs=rngs)
 
     def hidden_states(

@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from medvlsm_jax.models.cris_neck import upsample
-from medvlsm_jax.models.layers import Attention, Conv, ConvNorm, Dropout, Linear, Rngs, layer_norm
+from medvlsm_jax.models.layers import Attention, Conv, ConvNorm, Dropout, Linear, Rngs
+from medvlsm_jax.models.normalization import LayerNorm
 
 KERNEL = 3  # side of the convolution that the sentence writes
 
@@ -37,7 +38,7 @@ class NormalizedMLP(nnx.Module):
     def __init__(self, width: int, hidden: int, *, dropout: float, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.expand = Linear(width, hidden, dtype=dtype, rngs=rngs)
         self.dropout = Dropout(dropout)
-        self.norm = layer_norm(hidden, 1e-5, dtype, rngs)
+        self.norm = LayerNorm(hidden, 1e-5, dtype=dtype, rngs=rngs)
         self.contract = Linear(hidden, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t d"], *, rngs: Rngs = None) -> Float[Array, "b t d"]:
@@ -58,8 +59,8 @@ class DecoderLayer(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        def norm() -> nnx.LayerNorm:
-            return layer_norm(width, 1e-5, dtype, rngs)
+        def norm() -> LayerNorm:
+            return LayerNorm(width, 1e-5, dtype=dtype, rngs=rngs)
 
         self.self_norm, self.self_out_norm = norm(), norm()
         self.self_attention = Attention(width, heads, dropout=dropout, attention=attention, dtype=dtype, rngs=rngs)
@@ -108,7 +109,7 @@ class Decoder(nnx.Module):
             DecoderLayer(width, heads, mlp_width, dropout=dropout, attention=attention, dtype=dtype, rngs=rngs)
             for _ in range(depth)
         )
-        self.norm = layer_norm(width, 1e-5, dtype, rngs)
+        self.norm = LayerNorm(width, 1e-5, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,

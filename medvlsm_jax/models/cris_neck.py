@@ -6,7 +6,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medvlsm_jax.models.layers import BatchNorm, ConvNorm, Linear, resize
+from medvlsm_jax.models.layers import ConvNorm, Linear, resize
+from medvlsm_jax.models.normalization import BatchNorm
 from medvlsm_jax.models.resnet import average_pool
 
 Features = tuple[Float[Array, "b h3 w3 d3"], Float[Array, "b h4 w4 d4"], Float[Array, "b h5 w5 d5"]]

@@ -15,7 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models.attention import allowed, attend
+from medvlsm_jax.models.attention import attend
+from medvlsm_jax.models.normalization import BatchNorm, LayerNorm
 
 AnyArray = Array | np.ndarray  # what users may pass: it becomes a jax.Array at the door
 Activation = Literal["gelu", "quick_gelu", "relu"]
@@ -106,11 +107,6 @@ def dense_backward(kept: tuple[Array, Array, bool], gradient: Array) -> tuple[Ar
 dense.defvjp(dense_forward, dense_backward)
 
 
-def layer_norm(width: int, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with PyTorch's two-pass variance; statistics are taken in float32 whatever `dtype` is."""
-    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
-
-
 class Dropout(nnx.Dropout):
     """Drops activations in training mode, where the caller gives it random numbers; the model keeps none."""
 
@@ -119,6 +115,12 @@ class Dropout(nnx.Dropout):
 
     def __call__(self, inputs: Float[Array, "..."], *, rngs: Any = None, **_: Any) -> Float[Array, "..."]:
         return inputs if rngs is None else super().__call__(inputs, rngs=rngs)
+
+    def draw(self, shape: tuple[int, ...], rngs: Rngs) -> Bool[Array, "..."] | None:
+        """True where it would keep an activation of an array of that shape; None where it drops nothing."""
+        if rngs is None or self.deterministic or self.rate == 0:
+            return None
+        return jax.random.bernoulli(rngs.dropout(), 1 - self.rate, shape)
 
 
 class Attention(nnx.Module):
@@ -162,14 +164,9 @@ class Attention(nnx.Module):
             layer(x).reshape(*x.shape[:2], self.heads, -1)
             for layer, x in ((self.query, query), (self.key, key), (self.value, value))
         )
-        if rngs is None or self.dropout.deterministic or self.dropout.rate == 0:
-            attended = attend(q, k, v, mask=mask, is_causal=is_causal, implementation=self.implementation)
-        else:
-            scores = jnp.einsum("bthc,bshc->bhts", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
-            if (readable := allowed(mask, is_causal, q.shape[1], k.shape[1])) is not None:
-                scores = jnp.where(readable, scores, jnp.finfo(jnp.float32).min)
-            weights = jax.nn.softmax(scores).astype(v.dtype)
-            attended = jnp.einsum("bhts,bshc->bthc", self.dropout(weights, rngs=rngs), v)
+        kept = self.dropout.draw((q.shape[0], self.heads, q.shape[1], k.shape[1]), rngs)
+        how = {"kept": kept, "dropout": self.dropout.rate, "implementation": self.implementation}
+        attended = attend(q, k, v, mask=mask, is_causal=is_causal, **how)
         return self.out(attended.reshape(query.shape))
 
 
@@ -203,9 +200,9 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.attention = Attention(width, heads, dropout=dropout, attention=attention, dtype=dtype, rngs=rngs)
-        self.attention_norm = layer_norm(width, epsilon, dtype, rngs)
+        self.attention_norm = LayerNorm(width, epsilon, dtype=dtype, rngs=rngs)
         self.mlp = MLP(width, mlp_width, activation, dtype=dtype, rngs=rngs)
-        self.mlp_norm = layer_norm(width, epsilon, dtype, rngs)
+        self.mlp_norm = LayerNorm(width, epsilon, dtype=dtype, rngs=rngs)
         self.dropout = Dropout(dropout)
         self.norm_first = norm_first
 
@@ -271,40 +268,6 @@ class Conv(nnx.Conv):
         if self.bias is not None:
             flat += self.bias.astype(dtype)
         return flat.reshape(*inputs.shape[:-1], self.out_features)
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalisation over all axes but the last, with PyTorch's defaults and rules.
-
-    In training mode the statistics are those of the global batch, whatever mesh it is split over, and the running ones
-    move towards them: by `momentum` 0.1, and with the unbiased variance, as PyTorch has it (flax takes the biased one).
-    """
-
-    def __init__(self, width: int, *, dtype: jnp.dtype, epsilon: float = 1e-5, momentum: float = 0.1):
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
-        self.mean = nnx.BatchStat(jnp.zeros(width))
-        self.var = nnx.BatchStat(jnp.ones(width))
-        self.epsilon = epsilon
-        self.momentum = momentum
-        self.dtype = dtype
-        self.use_running_average = True  # what nnx's train() and eval() set
-
-    def __call__(self, x: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
-        wide = x.astype(jnp.float32)
-        if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
-        else:
-            axes = tuple(range(x.ndim - 1))
-            mean = wide.mean(axes)
-            var = jnp.square(wide - mean).mean(axes)
-            count = x.size // x.shape[-1]
-            kept = 1 - self.momentum
-            self.mean[...] = kept * self.mean[...] + self.momentum * jax.lax.stop_gradient(mean)
-            unbiased = jax.lax.stop_gradient(var) * (count / max(1, count - 1))
-            self.var[...] = kept * self.var[...] + self.momentum * unbiased
-        factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
-        return ((wide - mean) * factor + self.bias[...]).astype(self.dtype)
 
 
 class ConvNorm(nnx.Module):

@@ -9,7 +9,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from medvlsm_jax.models.layers import AnyArray, Rngs
+from medvlsm_jax.models.attention import check_attention
+from medvlsm_jax.models.layers import AnyArray, Rngs, check_remat
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -78,6 +79,8 @@ class Network(nnx.Module):
                 setattr(cls, name, in_full_precision(vars(cls)[name]))
 
     def __init__(self, config: NetworkConfig, *, rngs: nnx.Rngs):
+        check_remat(config.remat)
+        check_attention(config.attention)
         self.config = config
 
     def unused(self, path: tuple[str | int, ...]) -> bool:

@@ -8,7 +8,7 @@ selected by zeros in the others, for a product over 64 lanes takes as long as on
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ def pallas_attention(
     value: Float[Array, "b s h c"],
     mask: Bool[Array, "b 1 1 s"] | None,
     is_causal: bool,
+    kept: Bool[Array, "b h t s"] | None = None,
+    dropout: float = 0.0,
 ) -> Float[Array, "b t h c"]:
     """Attention; each device works on its rows of the batch.
 
@@ -42,6 +44,8 @@ def pallas_attention(
         value: likewise.
         mask: true where a key may be read.
         is_causal: whether a query reads none but the keys up to its own position.
+        kept: true where a weight is not dropped.
+        dropout: the rate at which weights are dropped.
     """
     batch, tokens, heads, width = query.shape
     keys = key.shape[1]
@@ -49,33 +53,42 @@ def pallas_attention(
     if mask is not None:
         bias = jnp.where(mask[:, 0], 0.0, FORBIDDEN)
     joined = [x.reshape(batch, -1, heads * width) for x in (query, key, value)]
-    run = functools.partial(joined_attention, width, is_causal)
+    run = functools.partial(joined_attention, Kind(width, is_causal, dropout))
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         by_rows = jax.P(mesh.axis_names)
-        run = jax.shard_map(run, in_specs=(by_rows,) * 4, out_specs=by_rows, check_vma=False)
-    return run(*joined, bias).reshape(batch, tokens, heads, width)
+        run = jax.shard_map(run, in_specs=by_rows, out_specs=by_rows, check_vma=False)
+    kept = None if kept is None else kept.astype(jnp.int8)  # of bits a kernel cannot take a block
+    return run(*joined, bias, kept).reshape(batch, tokens, heads, width)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def joined_attention(width: int, is_causal: bool, query: Array, key: Array, value: Array, bias: Array) -> Array:
+class Kind(NamedTuple):
+    """What one kernel is compiled for, besides shapes."""
+
+    width: int  # of a head
+    is_causal: bool
+    dropout: float
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def joined_attention(kind: Kind, query: Array, key: Array, value: Array, bias: Array, kept: Array | None) -> Array:
     """Attention of heads that lie side by side in the last axis; `bias` is added to the scores."""
-    return call(forward_kernel, 2, width, is_causal, [query], query, key, value, bias)[0]
+    return call(forward_kernel, 2, kind, [query], query, key, value, bias, kept)[0]
 
 
 def forward(
-    width: int, is_causal: bool, query: Array, key: Array, value: Array, bias: Array
+    kind: Kind, query: Array, key: Array, value: Array, bias: Array, kept: Array | None
 ) -> tuple[Any, tuple[Any, ...]]:
     """The output, and what its gradient needs."""
-    out = joined_attention(width, is_causal, query, key, value, bias)
-    return out, (query, key, value, bias, out)
+    out = joined_attention(kind, query, key, value, bias, kept)
+    return out, (query, key, value, bias, kept, out)
 
 
-def backward(width: int, is_causal: bool, kept: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
+def backward(kind: Kind, stored: tuple[Any, ...], gradient: Array) -> tuple[Array | None, ...]:
     """The gradients of query, key and value."""
-    query, key, value, bias, out = kept
-    operands = (query, key, value, bias, out, gradient)
-    return *call(backward_kernel, 5, width, is_causal, [query, key, value], *operands), jnp.zeros_like(bias)
+    query, key, value, bias, kept, out = stored
+    of_inputs = call(backward_kernel, 5, kind, [query, key, value], query, key, value, bias, out, gradient, kept)
+    return *of_inputs, jnp.zeros_like(bias), None
 
 
 joined_attention.defvjp(forward, backward)
@@ -89,28 +102,29 @@ def cost(products: int, results: list[Array], operands: tuple[Array, ...], width
     return pl.CostEstimate(flops=2 * products * scores * LANES, transcendentals=scores, bytes_accessed=moved)
 
 
-def call(
-    kernel: Any, products: int, width: int, is_causal: bool, results: list[Array], *operands: Array
-) -> Sequence[Array]:
+def call(kernel: Any, products: int, kind: Kind, results: list[Array], *given: Array | None) -> Sequence[Array]:
     """Runs a kernel of so many matrix products for each row of the batch and each 128 lanes.
 
     Its results have the shapes of `results`.
     """
+    operands = tuple(x for x in given if x is not None)
     lanes = min(LANES, results[0].shape[2])
 
     def spec(x: Array) -> pl.BlockSpec:
+        if x.ndim == 4:  # what is kept, (batch, heads, tokens, keys)
+            return pl.BlockSpec((1, lanes // kind.width, *x.shape[2:]), lambda row, group: (row, group, 0, 0))
         if x.shape[1] == 1:  # the bias
             return pl.BlockSpec((1, *x.shape[1:]), lambda row, group: (row, 0, 0))
         return pl.BlockSpec((1, x.shape[1], lanes), lambda row, group: (row, 0, group))
 
     return pl.pallas_call(
-        functools.partial(kernel, width, is_causal),
+        functools.partial(kernel, kind),
         grid=(results[0].shape[0], results[0].shape[2] // lanes),
         in_specs=[spec(x) for x in operands],
         out_specs=[spec(x) for x in results],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM),
-        cost_estimate=cost(products, results, operands, width),
+        cost_estimate=cost(products, results, operands, kind.width),
         name=f"attention_{kernel.__name__}",
     )(*operands)
 
@@ -123,10 +137,10 @@ def product(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
     return jax.lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def exponentials(width: int, is_causal: bool, query: Array, key: Array, bias: Array) -> tuple[Array, Array]:
+def exponentials(kind: Kind, query: Array, key: Array, bias: Array) -> tuple[Array, Array]:
     """Exp(scores - their maximum) of the head that `query` keeps, and the inverse of their sums."""
-    scores = product(query, key, 1, 1) * (1 / width**0.5) + bias
-    if is_causal:
+    scores = product(query, key, 1, 1) * (1 / kind.width**0.5) + bias
+    if kind.is_causal:
         rows, columns = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) for axis in (0, 1))
         scores = jnp.where(columns <= rows, scores, FORBIDDEN)
     powers = jnp.exp(scores - scores.max(1, keepdims=True))
@@ -139,40 +153,40 @@ def of_head(x: Array, head: int, width: int) -> Array:
     return jnp.where(lanes // width == head, x, jnp.zeros_like(x))
 
 
-def forward_kernel(width: int, is_causal: bool, query: Any, key: Any, value: Any, bias: Any, out: Any) -> None:
+def dropped(x: Array, kind: Kind, kept: list[Any], head: int) -> Array:
+    """What dropout makes of weights, or of their gradient; `kept` is empty without it."""
+    if not kept:
+        return x
+    return jnp.where(kept[0][0, head].astype(jnp.int32) != 0, x * (1 / (1 - kind.dropout)), 0)
+
+
+def forward_kernel(kind: Kind, query: Any, key: Any, value: Any, bias: Any, *kept_and_out: Any) -> None:
     """All heads of 128 lanes, one after the other."""
+    *kept, out = kept_and_out
     total = jnp.zeros(out.shape[1:], jnp.float32)
-    for head in range(query.shape[2] // width):
-        powers, inverse = exponentials(width, is_causal, of_head(query[0], head, width), key[0], bias[0])
+    for head in range(query.shape[2] // kind.width):
+        powers, inverse = exponentials(kind, of_head(query[0], head, kind.width), key[0], bias[0])
+        powers = dropped(powers, kind, kept, head)
         attended = product(powers.astype(value.dtype), value[0], 1, 0) * inverse
-        total += of_head(attended, head, width)
+        total += of_head(attended, head, kind.width)
     out[0] = total.astype(out.dtype)
 
 
 def backward_kernel(
-    width: int,
-    is_causal: bool,
-    query: Any,
-    key: Any,
-    value: Any,
-    bias: Any,
-    out: Any,
-    gradient: Any,
-    of_query: Any,
-    of_key: Any,
-    of_value: Any,
+    kind: Kind, query: Any, key: Any, value: Any, bias: Any, out: Any, gradient: Any, *kept_and_gradients: Any
 ) -> None:
     """The softmax is computed anew; then the products of the gradient (Dao et al. 2022, algorithm 4)."""
+    *kept, of_query, of_key, of_value = kept_and_gradients
     totals = [jnp.zeros(ref.shape[1:], jnp.float32) for ref in (of_query, of_key, of_value)]
-    for head in range(query.shape[2] // width):
-        masked = [of_head(ref[0], head, width) for ref in (query, key, gradient)]
-        powers, inverse = exponentials(width, is_causal, masked[0], key[0], bias[0])
+    for head in range(query.shape[2] // kind.width):
+        masked = [of_head(ref[0], head, kind.width) for ref in (query, key, gradient)]
+        powers, inverse = exponentials(kind, masked[0], key[0], bias[0])
         weights = powers * inverse
-        of_weights = product(masked[2], value[0], 1, 1)
+        of_weights = dropped(product(masked[2], value[0], 1, 1), kind, kept, head)
         sums = (masked[2].astype(jnp.float32) * out[0].astype(jnp.float32)).sum(1, keepdims=True)
-        of_scores = (weights * (of_weights - sums) * (1 / width**0.5)).astype(query.dtype)
+        of_scores = (weights * (of_weights - sums) * (1 / kind.width**0.5)).astype(query.dtype)
         totals[0] += product(of_scores, masked[1], 1, 0)
         totals[1] += product(of_scores, masked[0], 0, 0)
-        totals[2] += product(weights.astype(value.dtype), masked[2], 0, 0)
+        totals[2] += product(dropped(weights, kind, kept, head).astype(value.dtype), masked[2], 0, 0)
     for ref, total in zip((of_query, of_key, of_value), totals, strict=True):
         ref[0] = total.astype(ref.dtype)

@@ -13,10 +13,10 @@ from medvlsm_jax.models.layers import (
     Linear,
     PatchEmbedding,
     embedding_init,
-    layer_norm,
     rematerialized,
     resize,
 )
+from medvlsm_jax.models.normalization import LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ViT(nnx.Module):
             config.patch_size, config.width, use_bias=config.has_patch_bias, dtype=dtype, rngs=rngs
         )
         self.position_embedding = nnx.Param(embedding_init(rngs.params(), (config.grid**2 + 1, config.width)))
-        self.pre_norm = layer_norm(config.width, config.epsilon, dtype, rngs) if config.has_pre_norm else None
+        self.pre_norm = LayerNorm(config.width, config.epsilon, dtype=dtype, rngs=rngs) if config.has_pre_norm else None
         self.blocks = nnx.List(
             Block(
                 config.width,
@@ -74,7 +74,7 @@ class ViT(nnx.Module):
             for _ in range(config.depth)
         )
         # The image embedding: segmentation never reads these two, a checkpoint holds them.
-        self.post_norm = layer_norm(config.width, config.epsilon, dtype, rngs)
+        self.post_norm = LayerNorm(config.width, config.epsilon, dtype=dtype, rngs=rngs)
         self.projection = Linear(config.width, projection_dim, use_bias=False, dtype=dtype, rngs=rngs)
 
     def positions(self, rows: int, columns: int) -> Float[Array, "tokens d"]:

@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
+from medvlsm_jax import create_model
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models.attention import attend, check_attention, choose
+from medvlsm_jax.models.attention import attend, check_device_has, choose
+from medvlsm_jax.models.layers import Dropout
 from medvlsm_jax.models.pallas_attention import MOST_TOKENS, pallas_attention
+from tests.closeness import assert_close
 
 
 def inputs(batch: int, queries: int, keys: int, heads: int, width: int, *, masked: bool):
@@ -39,10 +43,17 @@ def jaxs(mask, is_causal: bool):
     return functools.partial(jax.nn.dot_product_attention, mask=mask, is_causal=is_causal)
 
 
-def ours(name: str, mask, is_causal: bool):
+def ours(name: str, mask, is_causal: bool, **dropout):
     if name == "pallas":
-        return lambda query, key, value: pallas_attention(query, key, value, mask, is_causal)
-    return functools.partial(attend, mask=mask, is_causal=is_causal, implementation=name)
+        return lambda query, key, value: pallas_attention(query, key, value, mask, is_causal, **dropout)
+    return functools.partial(attend, mask=mask, is_causal=is_causal, implementation=name, **dropout)
+
+
+def by_definition(query, key, value, mask, kept, rate: float):
+    """Weights are rounded to the type of the inputs before they are dropped, as BERT has it."""
+    scores = jnp.einsum("bthc,bshc->bhts", query, key, preferred_element_type=jnp.float32) / query.shape[-1] ** 0.5
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf)).astype(query.dtype)
+    return jnp.einsum("bhts,bshc->bthc", jnp.where(kept, weights / (1 - rate), 0).astype(query.dtype), value)
 
 
 @pytest.mark.parametrize("name", ["xla", "pallas"])
@@ -66,6 +77,39 @@ def test_in_bfloat16_errors_are_those_of_jaxs_own(name, tokens, masked, is_causa
     # Plain XLA keeps exponentials of two bytes for its gradient: one rounding more there, up to 1.23 times the error.
     assert (found[:, 0] <= (1.25 if name == "xla" else 1.2) * theirs[:, 0]).all()
     assert (found[:, 1] < 2**-7).all()  # a single difference, which is rounded one way or the other
+
+
+@pytest.mark.parametrize("name", ["xla", "pallas"])
+def test_weights_that_are_dropped_count_for_nothing(name):
+    """Output and gradients in float32, and the errors of bfloat16 beside those of the definition."""
+    arrays, mask = inputs(4, 131, 129, 4, 32, masked=True)
+    kept = jax.random.bernoulli(jax.random.key(0), 0.8, (4, 4, 131, 129))
+    rounded = [array.astype(jnp.bfloat16) for array in arrays]
+    wide = [array.astype(jnp.float32) for array in rounded]
+    run, definition = (
+        ours(name, mask, False, kept=kept, dropout=0.2),
+        functools.partial(by_definition, mask=mask, kept=kept, rate=0.2),
+    )
+    exact = values_and_gradients(definition, *wide)
+    theirs = values_and_gradients(definition, *rounded)
+    with pltpu.force_tpu_interpret_mode():
+        found = values_and_gradients(run, *rounded)
+        precise = values_and_gradients(run, *wide)
+    for array, other, in_bfloat16, expected in zip(precise, theirs, found, exact, strict=True):
+        assert_close(array, expected, 2e-6)
+        errors = [np.abs(np.float32(x) - expected).mean() for x in (in_bfloat16, other)]
+        assert errors[0] <= 1.2 * errors[1]
+
+
+def test_a_network_drops_weights_as_its_own_layer_would():
+    """Of the random numbers that nnx.Dropout draws."""
+    dropout = Dropout(0.3)
+    dropout.deterministic = False
+    drawn = dropout(jnp.ones((2, 3, 5, 7)), rngs=nnx.Rngs(4))
+    np.testing.assert_array_equal(dropout.draw((2, 3, 5, 7), nnx.Rngs(4)), drawn != 0)
+    assert dropout.draw((2, 3, 5, 7), None) is None
+    dropout.deterministic = True
+    assert dropout.draw((2, 3, 5, 7), nnx.Rngs(4)) is None
 
 
 # --- Which one a call gets --------------------------------------------------------------------------------------------
@@ -102,6 +146,8 @@ def test_a_call_gets_its_platforms_kernel_where_that_can_serve(monkeypatch, mesh
     with jax.sharding.use_abstract_mesh(mesh_of(8).abstract_mesh):
         assert choose("auto", query, query, mask) == chosen
         assert choose("xla", query, query, mask) == "xla"
+        dropping = choose("auto", query, query, mask, has_dropout=True)
+        assert dropping == ("xla" if chosen == "cudnn" else chosen)  # cuDNN draws what it drops itself
 
 
 def test_a_kernel_of_several_devices_needs_to_know_the_mesh(mesh_of):
@@ -110,14 +156,18 @@ def test_a_kernel_of_several_devices_needs_to_know_the_mesh(mesh_of):
         assert choose("pallas", shape(485), shape(485)) == "pallas"
 
 
-def test_in_float32_it_is_jaxs_bit_for_bit():
-    arrays, mask = inputs(2, 129, 129, 2, 32, masked=True)
-    for found, expected in zip(
-        values_and_gradients(ours("auto", mask, True), *arrays),
-        values_and_gradients(jaxs(mask, True), *arrays),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(found, expected)
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_in_float32_its_output_is_jaxs_bit_for_bit(masked, is_causal):
+    """And its gradient within 1e-6 of the largest value."""
+    arrays, mask = inputs(2, 129, 131, 2, 32, masked=masked)
+    found, *gradients = values_and_gradients(ours("auto", mask, is_causal), *arrays)
+    expected, *theirs = values_and_gradients(jaxs(mask, is_causal), *arrays)
+    alone = jax.jit(ours("auto", mask, is_causal))(*arrays[:3])  # without a gradient
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(alone, expected)
+    for ours_, theirs_ in zip(gradients, theirs, strict=True):
+        assert_close(ours_, theirs_, 1e-6)
 
 
 def test_each_device_works_on_its_rows(mesh_of):
@@ -147,7 +197,7 @@ def test_each_device_works_on_its_rows(mesh_of):
 
 def test_another_implementation_and_one_of_another_platform_are_refused():
     with pytest.raises(UserError, match=r"config\.attention='flash': choose auto, xla, pallas, cudnn"):
-        check_attention("flash")
+        create_model("clipseg_tiny", rngs=nnx.Rngs(0), attention="flash")
     with pytest.raises(UserError, match=r"config\.attention=cudnn needs a gpu, but jax runs on cpu: choose auto"):
-        check_attention("cudnn")
-    check_attention("auto")
+        check_device_has("cudnn")
+    check_device_has("auto")

@@ -11,7 +11,6 @@ from medvlsm_jax.models.layers import (
     Linear,
     PatchEmbedding,
     PatchTransposedConv,
-    layer_norm,
     normalize_pixels,
     quick_gelu,
     resize,
@@ -115,12 +114,6 @@ def test_attention_is_torchs(torch, exact_matmul):
     with torch.no_grad():
         theirs, _ = reference(*[torch.from_numpy(x)] * 3)
     assert_close(layer(jnp.asarray(x)), theirs)
-
-
-def test_layer_norm_is_exact_far_from_zero(torch):
-    x = random_array(3, 16) + 1000  # where a one-pass variance loses all digits
-    theirs = torch.nn.functional.layer_norm(torch.from_numpy(x), (16,), eps=1e-5)
-    assert_close(layer_norm(16, 1e-5, FLOAT32, nnx.Rngs(0))(jnp.asarray(x)), theirs, 1e-3)
 
 
 def test_heads_must_divide_the_width():

@@ -7,7 +7,8 @@ import pytest
 from closeness import assert_close
 from flax import nnx
 
-from medvlsm_jax.models.layers import BatchNorm, Conv, ConvNorm
+from medvlsm_jax.models.layers import Conv, ConvNorm
+from medvlsm_jax.models.normalization import BatchNorm
 from medvlsm_jax.models.resnet import Bottleneck, CLIPResNet, ResNet, ResNetConfig, average_pool
 
 pytestmark = pytest.mark.usefixtures("exact_matmul")
