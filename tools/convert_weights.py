@@ -28,6 +28,7 @@ from medvlsm_jax.models.parameters import count, split_model
 from medvlsm_jax.models.summary import model_table
 from medvlsm_jax.training.freezing import split_trained
 from medvlsm_jax.weights.convert import DECODER, is_encoder_alone, torch_leaf, with_decoder
+from medvlsm_jax.weights.names import fit_names
 from medvlsm_jax.weights.reference.clipseg import huggingface_config
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -39,17 +40,22 @@ def convert(
     source: str,
     output: str,
     *,
+    entry: str = "",
     decoder_source: str = "",
     tokenizer: str = "",
     classes: Sequence[str] = (),
 ) -> str:
     """Writes the model folder and says what it holds."""
-    state_dict = weights.read_state_dict(source)
+    checkpoint = weights.read_checkpoint(source, entry)
     network, _ = preset(model)
+    fitted = fit_names(checkpoint.state_dict, network)
+    report, state_dict = [checkpoint.taken, *filter(None, [fitted.report()])], fitted.arrays
     if decoder_source:
         if network != "biomedclipseg":
             raise UserError(f"--decoder_source is for biomedclipseg_d: a {network} takes its decoder from --source")
-        state_dict = with_decoder(state_dict, weights.read_state_dict(decoder_source))
+        decoder = weights.read_checkpoint(decoder_source)
+        report.append(decoder.taken)
+        state_dict = with_decoder(state_dict, decoder.state_dict)
     elif model in NEEDS_DECODER and not any(DECODER in name for name in state_dict):
         raise UserError(f"{model} starts with CLIPSeg's decoder: give its checkpoint with --decoder_source")
     overrides: dict[str, Any] = {"classes": tuple(classes)} if classes else {}
@@ -57,7 +63,7 @@ def convert(
     found = find_tokenizer(source, tokenizer, converted.config)
     save_model(output, converted, found)
     _, params, _ = split_model(converted)
-    report = [f"{model}, {count(params) / 1e6:.2f} M parameters in {len(params)} arrays, written to {output}"]
+    report += [f"{model}, {count(params) / 1e6:.2f} M parameters in {len(params)} arrays, written to {output}"]
     if is_encoder_alone(model, state_dict):
         report.append(report_random(converted))
     if found is None and converted.config.text is not None:
@@ -142,6 +148,7 @@ def main(_: list[str]) -> None:
             args.model,
             args.source,
             args.output,
+            entry=args.entry,
             decoder_source=args.decoder_source,
             tokenizer=args.tokenizer,
             classes=args.classes,
@@ -152,6 +159,7 @@ def main(_: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("model", "", "A preset: clipseg, biomedclipseg, biomedclipseg_d, cris, unet, unetplusplus, …")
     flags.DEFINE_string("source", "", "A checkpoint file, a folder that holds one, or a hub id; else a model folder.")
+    flags.DEFINE_string("entry", "", "Of a source that holds several state dicts, the one to take: state_dict_ema, …")
     flags.DEFINE_string("decoder_source", "", "For biomedclipseg_d: the CLIPSeg checkpoint that gives the decoder.")
     flags.DEFINE_string(
         "output", "", "The model folder to write, replacing an older one; with --to_torch file or folder."

@@ -19,7 +19,7 @@ from medvlsm_jax.data.language.tokenizers import Tokenizer, load_tokenizer
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import NETWORKS, abstract_model, network_of, override
 from medvlsm_jax.models.network import Network, NetworkConfig
-from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
+from medvlsm_jax.models.parameters import Arrays, check_finite, merge_model, split_model
 from medvlsm_jax.parallel.sharding import from_first_process, make_mesh
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -124,7 +124,8 @@ def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: A
         **overrides: config fields to replace that leave the arrays' shapes alone (`dtype`, `image_size`, …).
 
     Raises:
-        UserError: nothing of that kind is there, or it was replaced while it was read.
+        UserError: nothing of that kind is there, it was replaced while it was read, or it holds values that are not
+            finite.
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
@@ -145,6 +146,7 @@ def load_pretrained(folder: str | Path, mesh: Mesh | None = None, **overrides: A
             step = from_first_process(checkpoints.best())
             with unchanged(folder, checkpoints.folder / str(step), folder / FROZEN) as fingerprint:
                 arrays = checkpoints.load_arrays(step, abstract)
+    check_finite(arrays, str(folder))
     return Pretrained(config, graphdef, arrays, tokenizer_of(folder, config), step, fingerprint)
 
 

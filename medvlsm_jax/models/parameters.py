@@ -7,7 +7,12 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+
+from medvlsm_jax.errors import UserError
 
 Arrays = dict[str, Any]  # dotted name -> jax.Array, or anything that stands for one (its shape, its sharding)
 
@@ -41,3 +46,33 @@ def merge_model(graphdef: nnx.GraphDef, arrays: Arrays) -> Any:
 def count(arrays: Arrays) -> int:
     """How many numbers the arrays hold together."""
     return sum(math.prod(array.shape) for array in arrays.values())
+
+
+def check_finite(arrays: Arrays, of: str) -> None:
+    """Raises a UserError that names the first array with NaN or infinity in it.
+
+    Each process looks at its own parts of arrays that lie on several devices, at each part once.
+    """
+    for name, array in arrays.items():
+        for part in local_parts(array):
+            if not is_finite(part):
+                count = part.size - np.count_nonzero(np.isfinite(part))
+                raise UserError(
+                    f"{of} cannot be used: its {name} holds {count} values that are not finite (NaN or infinity), so "
+                    "every mask would be wrong; take a checkpoint of before that"
+                )
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite: then the least and the largest are not."""
+    if not jnp.issubdtype(array.dtype, np.inexact) or not array.size:
+        return True
+    with np.errstate(invalid="ignore"):
+        return math.isfinite(array.min()) and math.isfinite(array.max())
+
+
+def local_parts(array: Any) -> list[np.ndarray]:
+    """The parts of an array that lie on this process's devices, each once."""
+    if not isinstance(array, jax.Array):
+        return [np.asarray(array)]
+    return [np.asarray(data) for data in {str(part.index): part.data for part in array.addressable_shards}.values()]

@@ -1,7 +1,8 @@
 """Between PyTorch's state dicts and our models, with every mismatch reported at once."""
 
 import re
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from flax import nnx
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import abstract_model, initial_arrays, network_of, override, preset
 from medvlsm_jax.models.network import Network
-from medvlsm_jax.models.parameters import dotted
+from medvlsm_jax.models.parameters import check_finite, dotted
+from medvlsm_jax.weights.names import check_names, fit_names
 from medvlsm_jax.weights.tables import TABLES, Leaf, StateDict, Table
 
 DECODER = "decoder."  # CLIPSeg's, wherever it is used
@@ -54,19 +56,13 @@ def torch_shape(ours: tuple[int, ...], leaf: Leaf) -> tuple[int, ...]:
     return (shape[0] * leaf.part[1], *shape[1:]) if leaf.part else shape
 
 
-def clean_names(state_dict: StateDict, table: Table) -> dict[str, np.ndarray]:
-    """The names of the table's rows: wrappers stripped (`module.`, `net.`), counters and index buffers dropped."""
-    names = {name: array for name, array in state_dict.items() if not name.endswith(table.ignored)}
-    for wrapper in table.wrappers:
-        if names and all(name.startswith(wrapper) for name in names):
-            names = {name.removeprefix(wrapper): array for name, array in names.items()}
-    return {table.rename(name): array for name, array in names.items()}
-
-
 def is_encoder_alone(name: str, state_dict: StateDict) -> bool:
     """Whether a checkpoint holds a network's pretrained encoder and nothing else, so that the rest starts random."""
-    table = TABLES[preset(name)[0]]
-    return bool(table.head) and not any(key.startswith(table.head) for key in clean_names(state_dict, table))
+    network, _ = preset(name)
+    head, fitted = TABLES[network].head, fit_names(state_dict, network)
+    return bool(head) and not any(
+        f".{part}" in f".{key}" for part in head for key in (*fitted.arrays, *fitted.left_out)
+    )
 
 
 def from_torch(name: str, state_dict: StateDict, *, seed: int = 0, **overrides: Any) -> Network:
@@ -82,11 +78,13 @@ def from_torch(name: str, state_dict: StateDict, *, seed: int = 0, **overrides: 
         **overrides: config fields; sizes that are not given are read from the arrays.
 
     Raises:
-        UserError: names are missing, unexpected or of another shape: all of them are listed.
+        UserError: names are missing, unexpected or of another shape (all of them are listed, or the first of many), or
+            an array holds values that are not finite.
     """
     network, config = preset(name)
     table = TABLES[network]
-    arrays = clean_names(state_dict, table)
+    fitted = fit_names(state_dict, network)
+    arrays = fitted.arrays
     config = override(override(config, table.sizes(arrays, config)), overrides)
     try:
         abstract = abstract_model(config)
@@ -100,6 +98,9 @@ def from_torch(name: str, state_dict: StateDict, *, seed: int = 0, **overrides: 
         if not (fresh and expected[path][0].startswith(fresh))
     }
     check_names(network, shapes, arrays)
+    if report := fitted.report():
+        warnings.warn(f"the checkpoint of a {network} {report}", stacklevel=2)
+    check_finite({theirs: arrays[theirs] for theirs in shapes}, "the checkpoint")
     names = {dotted(path) for path, (theirs, _) in expected.items() if theirs not in shapes}
     random = initial_arrays(config, seed, names=names) if names else {}
     graphdef, state = nnx.split(abstract)
@@ -111,19 +112,6 @@ def from_torch(name: str, state_dict: StateDict, *, seed: int = 0, **overrides: 
     return nnx.merge(graphdef, nnx.from_flat_state(loaded))
 
 
-def check_names(network: str, shapes: Mapping[str, tuple[int, ...]], arrays: StateDict) -> None:
-    """Raises a UserError that lists every missing, unexpected and misshaped name."""
-    problems = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in arrays]
-    problems += [f"unexpected {name} {array.shape}" for name, array in arrays.items() if name not in shapes]
-    problems += [
-        f"misshaped {name}: {arrays[name].shape} where {shape} is expected"
-        for name, shape in shapes.items()
-        if name in arrays and arrays[name].shape != shape
-    ]
-    if problems:
-        raise UserError(f"not a checkpoint of {network}, {len(problems)} names differ:\n  " + "\n  ".join(problems))
-
-
 def with_decoder(state_dict: StateDict, decoder_state_dict: StateDict) -> dict[str, np.ndarray]:
     """A checkpoint of encoders, with the decoder of a CLIPSeg checkpoint: BiomedCLIPSeg-D's start.
 
@@ -132,12 +120,12 @@ def with_decoder(state_dict: StateDict, decoder_state_dict: StateDict) -> dict[s
     """
     decoder = {
         name: array
-        for name, array in clean_names(decoder_state_dict, TABLES["clipseg"]).items()
+        for name, array in fit_names(decoder_state_dict, "clipseg").arrays.items()
         if name.startswith(DECODER)
     }
     if not decoder:
         raise UserError("the checkpoint of the decoder holds no decoder.*: give CLIPSeg's")
-    encoders = clean_names(state_dict, TABLES["biomedclipseg"])
+    encoders = fit_names(state_dict, "biomedclipseg").arrays
     return {name: array for name, array in encoders.items() if not name.startswith(DECODER)} | decoder
 
 

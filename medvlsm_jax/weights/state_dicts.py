@@ -1,154 +1,117 @@
 """Checkpoint files of any format, or a hub id, to numpy arrays, and back.
 
-No Python code in a file is ever executed.
+PyTorch is needed for writing its own formats alone. No Python code in a file is ever executed.
 """
 
-import pickle
-import struct
+import dataclasses
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from medvlsm_jax import atomic
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.weights.reading.files import explain, load_content
+from medvlsm_jax.weights.reading.tensors import Damaged, Refused, printable, to_arrays
+from medvlsm_jax.weights.reading.trainers import choose, find_state_dicts
+from medvlsm_jax.weights.sources import Source, locate
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TORCH_ENDINGS = (".bin", ".pt", ".pth")
-# What torch and zipfile raise for files that are cut short or of another kind.
-BROKEN = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-NESTED_KEYS = ("state_dict", "model_state_dict", "model")
 
 
-def locate(source: str) -> Path:
-    """The weight file that a path, a folder or a hub id means; a hub id is downloaded on first use.
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What was read.
 
-    Raises:
-        UserError: nothing is there, or the hub cannot be reached.
+    Attributes:
+        state_dict: arrays by PyTorch's names.
+        source: the files that it came from.
+        taken: a line that says which part of them it is.
+        others: what else of that kind the file holds, by the names that `entry` takes.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        for name in WEIGHT_FILES:
-            if (path / name).is_file():
-                return path / name
-        raise UserError(f"{path} holds none of {', '.join(WEIGHT_FILES)}: give the weight file itself")
-    if source.count("/") != 1 or path.suffix or source.startswith((".", "/", "~")):
-        raise UserError(
-            f"{source} does not exist: give a weight file, a folder that holds one, or a hub id (owner/name)"
-        )
-    return download(source)
+
+    state_dict: dict[str, np.ndarray]
+    source: Source
+    taken: str
+    others: tuple[str, ...] = ()
 
 
-def download(hub_id: str) -> Path:
-    """The first of the known weight files that a Hugging Face repository holds, through the local cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def read_state_dict(source: str | Path, entry: str = "") -> dict[str, np.ndarray]:
+    """All tensors of a checkpoint by name, half precision widened to float32.
 
-    for name in WEIGHT_FILES:
-        try:
-            return Path(hf_hub_download(hub_id, name, etag_timeout=10))
-        except LocalEntryNotFoundError as error:
-            raise unreachable(hub_id) from error
-        except EntryNotFoundError:
-            continue
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise unreachable(hub_id) from error
-    raise UserError(f"hub repository {hub_id} holds none of {', '.join(WEIGHT_FILES)}")
-
-
-def unreachable(hub_id: str) -> UserError:
-    """What to do where the hub cannot be reached."""
-    return UserError(
-        f"cannot fetch {hub_id} from the Hugging Face hub (no network, or no such repository): download one of "
-        f"{', '.join(WEIGHT_FILES)} from huggingface.co/{hub_id} elsewhere and pass its path with --source=FILE"
-    )
-
-
-def read_state_dict(source: str | Path) -> dict[str, np.ndarray]:
-    """All tensors of a checkpoint by name.
+    What else of that kind lies in the file (an average of the weights, say) is told in a warning.
 
     Args:
-        source: a `.safetensors`, `.bin`, `.pt`, `.pth` or Lightning `.ckpt` file, a folder that holds one, or a hub id.
+        source: a file of safetensors or torch.save (`.safetensors`, `.bin`, `.pt`, `.pth`, Lightning's `.ckpt`) or of
+            torch.jit.save, an index of shards, a folder that holds one of these, or a hub id.
+        entry: which state dict of several, by its key in the file: `state_dict_ema`.
 
     Raises:
-        UserError: the file is missing, truncated, holds no tensors, or is a pickle that would run code.
+        UserError: the file is missing, truncated, or holds no tensors that can be read.
     """
-    path = locate(str(source))
-    state_dict = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
-    if not state_dict:
-        raise UserError(f"{path} holds no tensors")
-    return state_dict
+    checkpoint = read_checkpoint(source, entry)
+    if checkpoint.others:
+        warnings.warn(checkpoint.taken, stacklevel=2)
+    return checkpoint.state_dict
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """A safetensors file; needs no PyTorch."""
+def read_checkpoint(source: str | Path, entry: str = "") -> Checkpoint:
+    """The same with what is known of it."""
+    found = locate(str(source))
+    parts = [read_file(path, entry) for path in found.files]
+    state_dict = {name: array for part in parts for name, array in part.state_dict.items()}
+    check_shards(found, parts)
+    if len(parts) == 1:
+        return dataclasses.replace(parts[0], source=found)
+    return Checkpoint(state_dict, found, f"read {len(state_dict)} tensors from {found.name}")
+
+
+def read_file(path: Path, entry: str = "") -> Checkpoint:
+    """The state dict of one file; raises UserError as `read_state_dict`."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: as_float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}): download it again") from error
+        found = find_state_dicts(load_content(path))
+        if not found:
+            raise Refused("it holds no tensors")
+        chosen = choose(found, entry)
+        arrays = to_arrays(chosen.tensors, path.stat().st_size)
+    except (Damaged, OSError, MemoryError) as error:
+        raise explain(path, error) from error
+    others = tuple(
+        other.path for other in found if other.path != chosen.path and not chosen.path.startswith(other.path)
+    )
+    return Checkpoint(arrays, Source((path,)), describe(path, chosen.path, arrays, others), others)
 
 
-def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """A file written by `torch.save`, read without running any code that it carries."""
-    torch = import_torch(f"reading {path.name}")
-    try:
-        if is_torchscript(path):
-            return floats(read_torchscript(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except BROKEN as error:
-        # torch reports what is no pickle at all, a web page for example, as an unknown operand.
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in str(error):
-            raise UserError(
-                f"{path} is refused: it holds more than tensors, and loading it could run code. If you trust it, save "
-                "its state_dict alone with torch.save, or convert it to .safetensors"
-            ) from error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+def describe(path: Path, taken: str, arrays: Mapping[str, np.ndarray], others: tuple[str, ...]) -> str:
+    """The line that says what was taken."""
+    line = f"read {len(arrays)} tensors from {path}"
+    if taken:
+        line += f", its {printable(taken)}"
+    if others:
+        line += f"; it holds {', '.join(map(printable, others))} as well: --entry={printable(others[0])} takes that"
+    return line
+
+
+def check_shards(source: Source, parts: list[Checkpoint]) -> None:
+    """Raises UserError when shards hold other tensors than their index says, or one twice."""
+    owners: dict[str, str] = {}
+    for path, part in zip(source.files, parts, strict=True):
+        for name in part.state_dict:
+            if name in owners:
+                raise UserError(
+                    f"{path} and {owners[name]} hold both {printable(name)}: they are no shards of one model"
+                )
+            owners[name] = path.name
+    wrong = [name for name, owner in (source.expected or owners).items() if owners.get(name) != owner]
+    unexpected = [name for name in owners if name not in (source.expected or owners)]
+    if wrong or unexpected:
         raise UserError(
-            f"{path} cannot be read as a PyTorch file ({reason}): it may be truncated or of another kind"
-        ) from error
-    return floats({name: value for name, value in find_state_dict(content).items() if isinstance(value, torch.Tensor)})
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive of torch.jit.save, as OpenAI's CLIP files are."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def read_torchscript(path: Path) -> dict[str, Any]:
-    """The tensors of a TorchScript archive; its program is loaded and not run."""
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the format is retired, the files are not
-        return torch.jit.load(path, map_location="cpu").state_dict()
-
-
-def floats(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Tensors as arrays, half precision widened exactly."""
-    return {
-        name: value.float().numpy() if value.is_floating_point() else value.numpy() for name, value in tensors.items()
-    }
+            f"{source.name} is not what its index says, {len(wrong) + len(unexpected)} tensors are missing, unexpected "
+            f"or in another shard, the first {printable((wrong + unexpected)[0])}: download all shards again"
+        )
 
 
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -162,11 +125,14 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> 
         raise UserError(f"{path}: give a file that ends in .safetensors, {', '.join(TORCH_ENDINGS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.replacing(path) as temporary:
+        temporary.touch()  # with the permissions of any new file: safetensors makes its own for the owner alone
+        mode = temporary.stat().st_mode
         if path.suffix == ".safetensors":
             save_file(dict(state_dict), temporary, metadata={"format": "pt"})  # transformers asks for the format
         else:
             torch = import_torch(f"writing {path.name}")
             torch.save({name: torch.from_numpy(np.array(array)) for name, array in state_dict.items()}, temporary)
+        temporary.chmod(mode)
 
 
 def import_torch(purpose: str) -> Any:
@@ -178,18 +144,3 @@ def import_torch(purpose: str) -> Any:
             f"{purpose} needs PyTorch: pip install 'medvlsm-jax[torch]' (files that end in .safetensors do without)"
         ) from error
     return torch
-
-
-def find_state_dict(content: Any) -> dict[str, Any]:
-    """The dictionary of tensors inside what a training framework saved around it."""
-    while isinstance(content, dict):
-        nested = next((content[key] for key in NESTED_KEYS if isinstance(content.get(key), dict)), None)
-        if nested is None:
-            return content
-        content = nested
-    return {}
-
-
-def as_float32(array: np.ndarray) -> np.ndarray:
-    """Half precision widened exactly; other types as they are."""
-    return array.astype(np.float32) if array.dtype in (np.float16, ml_dtypes.bfloat16) else array

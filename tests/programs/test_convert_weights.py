@@ -80,12 +80,12 @@ def test_a_tokenizer_of_another_model_is_refused(source, shared, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_of_another_network_lists_what_differs_and_writes_nothing(tmp_path):
+def test_a_checkpoint_of_another_network_says_how_much_differs_and_writes_nothing(tmp_path):
     save_file({"encoder.conv1.weight": np.zeros((8, 3, 3, 3), np.float32)}, tmp_path / "unet.safetensors")
     with pytest.raises(UserError, match=r"not a checkpoint of clipseg, \d+ names differ") as error:
         convert(MODEL, str(tmp_path / "unet.safetensors"), str(tmp_path / "out"))
-    assert "unexpected encoder.conv1.weight (8, 3, 3, 3)" in str(error.value)
-    assert "missing clip.logit_scale ()" in str(error.value)
+    assert "unexpected 1 (encoder.conv1.weight)" in str(error.value)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from medvlsm_jax import hub
 from medvlsm_jax.data.synthetic import vocabulary
 from medvlsm_jax.errors import UserError
 
@@ -99,7 +100,8 @@ def load_tokenizer(name: str, context_length: int, pad_token_id: int | None = No
         from transformers import AutoTokenizer
 
     try:
-        backend = AutoTokenizer.from_pretrained(name)
+        is_local = Path(name).is_dir() or not hub.is_reachable()
+        backend = AutoTokenizer.from_pretrained(name, local_files_only=is_local)
         if len(backend) <= len(backend.all_special_ids):
             raise ValueError("it has no vocabulary")
         return Tokenizer(backend, context_length, pad_token_id)

@@ -104,4 +104,4 @@ def clipseg_sizes(state_dict: StateDict, preset: Any) -> dict[str, Any]:
     }
 
 
-TABLE = Table(ROWS, clipseg_sizes, wrappers=("module.", "net.", "clipseg."))
+TABLE = Table(ROWS, clipseg_sizes)

@@ -188,6 +188,6 @@ TABLE = Table(
     cris_sizes,
     rename=rename,
     head=("neck.", "decoder.", "proj.", "backbone.visual.attnpool.connect."),
-    # The last three are scalars of OpenAI's archives.
-    ignored=("position_ids", "num_batches_tracked", "input_resolution", "context_length", "vocab_size"),
+    # Scalars of OpenAI's archives, and the causal mask that open_clip keeps as a buffer.
+    ignored=("position_ids", "num_batches_tracked", "input_resolution", "context_length", "vocab_size", "attn_mask"),
 )

@@ -75,9 +75,8 @@ class Table:
     Attributes:
         rows: covers every parameter and running statistic.
         sizes: overrides of a preset that fit a checkpoint; what its arrays do not tell stays as in the preset.
-        rename: cleaned names of any checkpoint that users hold -> those of the rows.
+        rename: names of any checkpoint that users hold, without wrappers -> those of the rows.
         head: prefixes of PyTorch's names that pretrained encoders lack: all of them start random then.
-        wrappers: prefixes put around all names, outermost first.
         ignored: endings of names that carry no learned value.
     """
 
@@ -85,7 +84,6 @@ class Table:
     sizes: Callable[[StateDict, Any], dict[str, Any]]
     rename: Callable[[str], str] = str
     head: tuple[str, ...] = ()
-    wrappers: tuple[str, ...] = ("module.", "net.")
     ignored: tuple[str, ...] = ("position_ids", "num_batches_tracked")
 
 
