@@ -7,6 +7,8 @@ a share of its largest absolute value.
 """
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,20 +17,29 @@ from flax import nnx
 
 from medvlsm_jax import create_model, from_torch
 from medvlsm_jax.errors import run_program
+from medvlsm_jax.models import network_of
 from medvlsm_jax.models.network import Network, TextConfig
 from medvlsm_jax.text import table
-from medvlsm_jax.weights import read_state_dict
+from medvlsm_jax.weights import read_checkpoint
 from medvlsm_jax.weights.reference import find_reference
+from medvlsm_jax.weights.source_configs import CONFIG, clipseg_config, source_overrides
 
 PADDED = "text."  # layers of the text tower, whose rows after the end of a sentence mean nothing
 
 
-def compare(model: Network, seed: int = 0) -> dict[str, float]:
-    """Layer -> largest difference over the largest absolute value, on random images and tokens."""
+def compare(model: Network, seed: int = 0, source_config: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Layer -> largest difference over the largest absolute value, on random images and tokens.
+
+    Args:
+        model: ours.
+        seed: of images and tokens.
+        source_config: Hugging Face's config of a CLIPSeg, as it lay beside the weights; else theirs is built from ours.
+    """
     reference, rng = find_reference(model), np.random.default_rng(seed)
+    options = {} if source_config is None else {"source_config": source_config}
     pixel_values = rng.standard_normal((2, model.config.image_size, model.config.image_size, 3)).astype(np.float32)
     input_ids, attention_mask = random_tokens(rng, model.config.text or TextConfig())
-    theirs = reference.their_outputs(reference.build(model), pixel_values, input_ids, attention_mask)
+    theirs = reference.their_outputs(reference.build(model, **options), pixel_values, input_ids, attention_mask)
     ours = reference.our_outputs(model, pixel_values, input_ids, attention_mask)
     differences = {}
     for name, values in ours.items():
@@ -55,11 +66,18 @@ def main(_: list[str]) -> None:
     """Runs the command line."""
     args = flags.FLAGS
     jax.config.update("jax_default_matmul_precision", "highest")
+    source_config = None
     if args.source:
-        model = from_torch(args.model, read_state_dict(args.source))
+        checkpoint = read_checkpoint(args.source)
+        folder = checkpoint.source.folder
+        model = from_torch(
+            args.model, checkpoint.state_dict, **source_overrides(args.model, folder, checkpoint.state_dict)
+        )
+        source_config = clipseg_config(folder) if network_of(model.config) == "clipseg" else None
+        print(checkpoint.taken + ("" if source_config is None else f", and {folder / CONFIG} for PyTorch's network"))
     else:
         model = create_model(args.model, rngs=nnx.Rngs(args.seed))
-    differences = compare(model, args.seed)
+    differences = compare(model, args.seed, source_config)
     rows = [["layer", "difference", ""]]
     rows += [[name, f"{value:.1e}", "" if value <= args.tolerance else "FAILS"] for name, value in differences.items()]
     print(table(rows))

@@ -12,7 +12,6 @@ tokenizer that lies beside the weights is taken along, so that later runs need n
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from flax import nnx
@@ -30,6 +29,7 @@ from medvlsm_jax.training.freezing import split_trained
 from medvlsm_jax.weights.convert import DECODER, is_encoder_alone, torch_leaf, with_decoder
 from medvlsm_jax.weights.names import fit_names
 from medvlsm_jax.weights.reference.clipseg import huggingface_config
+from medvlsm_jax.weights.source_configs import decoder_overrides, describe_overrides, source_overrides
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 NEEDS_DECODER = ("biomedclipseg_d", "biomedclipseg_d_tiny")  # that it is CLIPSeg's makes them what they are
@@ -47,18 +47,21 @@ def convert(
 ) -> str:
     """Writes the model folder and says what it holds."""
     checkpoint = weights.read_checkpoint(source, entry)
-    network, _ = preset(model)
+    network, folder = preset(model)[0], checkpoint.source.folder
     fitted = fit_names(checkpoint.state_dict, network)
-    report, state_dict = [checkpoint.taken, *filter(None, [fitted.report()])], fitted.arrays
+    report, state_dict = [checkpoint.taken, fitted.report()], fitted.arrays
+    overrides = source_overrides(model, folder, state_dict)
     if decoder_source:
         if network != "biomedclipseg":
             raise UserError(f"--decoder_source is for biomedclipseg_d: a {network} takes its decoder from --source")
         decoder = weights.read_checkpoint(decoder_source)
         report.append(decoder.taken)
         state_dict = with_decoder(state_dict, decoder.state_dict)
+        overrides |= decoder_overrides(decoder.source.folder)
     elif model in NEEDS_DECODER and not any(DECODER in name for name in state_dict):
         raise UserError(f"{model} starts with CLIPSeg's decoder: give its checkpoint with --decoder_source")
-    overrides: dict[str, Any] = {"classes": tuple(classes)} if classes else {}
+    report.append(describe_overrides(model, overrides, state_dict))
+    overrides |= {"classes": tuple(classes)} if classes else {}
     converted = from_torch(model, state_dict, **overrides)
     found = find_tokenizer(source, tokenizer, converted.config)
     save_model(output, converted, found)
@@ -70,7 +73,7 @@ def convert(
         report.append(
             f"no tokenizer lay beside the weights: give --tokenizer, or runs fetch {converted.config.tokenizer}"
         )
-    return "\n".join(report)
+    return "\n".join(filter(None, report))
 
 
 def report_random(model: Network) -> str:

@@ -6,7 +6,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from medvlsm_jax.models.layers import AnyArray, Block, Linear, Rngs, embedding_init, rematerialized
+from medvlsm_jax.models.layers import (
+    Activation,
+    AnyArray,
+    Block,
+    Linear,
+    Rngs,
+    embedding_init,
+    rematerialized,
+)
 from medvlsm_jax.models.network import TextConfig
 from medvlsm_jax.models.normalization import LayerNorm
 
@@ -20,6 +28,8 @@ class CLIPTextConfig(TextConfig):
     depth: int = 12
     heads: int = 8
     mlp_width: int = 2048
+    activation: Activation = "quick_gelu"
+    epsilon: float = 1e-5  # of the normalisations
 
 
 class CLIPText(nnx.Module):
@@ -45,14 +55,15 @@ class CLIPText(nnx.Module):
                 config.width,
                 config.heads,
                 config.mlp_width,
-                activation="quick_gelu",
+                activation=config.activation,
+                epsilon=config.epsilon,
                 attention=attention,
                 dtype=dtype,
                 rngs=rngs,
             )
             for _ in range(config.depth)
         )
-        self.final_norm = LayerNorm(config.width, 1e-5, dtype=dtype, rngs=rngs)
+        self.final_norm = LayerNorm(config.width, config.epsilon, dtype=dtype, rngs=rngs)
         self.projection = Linear(config.width, projection_dim, use_bias=False, dtype=dtype, rngs=rngs)
 
     def hidden_states(

@@ -26,6 +26,7 @@ class CLIPSegConfig(NetworkConfig):
     reduce_dim: int = 64
     decoder_heads: int = 4
     decoder_mlp_width: int = 2048
+    decoder_epsilon: float = 1e-5  # of the decoder's normalisations
     conditional_layer: int = 0  # the decoder layer that the text modulates
     complex_upsampling: bool = True  # two transposed convolutions after a convolution, or a single one
     zero_prompt: bool = False  # replace the text embedding by zeros: an image-only ablation
@@ -35,6 +36,9 @@ class CLIPSegConfig(NetworkConfig):
 
 PRESETS: dict[str, CLIPSegConfig] = {
     "clipseg": CLIPSegConfig(),
+    # The authors' first two, whose head is a single transposed convolution.
+    "clipseg_rd64": CLIPSegConfig(complex_upsampling=False, tokenizer="CIDAS/clipseg-rd64"),
+    "clipseg_rd16": CLIPSegConfig(reduce_dim=16, complex_upsampling=False, tokenizer="CIDAS/clipseg-rd16"),
     # Trains from scratch on a laptop in minutes; its tokenizer is the built-in one, its vocabulary has room to grow.
     "clipseg_tiny": CLIPSegConfig(
         text=CLIPTextConfig(
@@ -92,6 +96,7 @@ class CLIPSegDecoder(nnx.Module):
                 config.decoder_mlp_width,
                 activation="relu",
                 norm_first=False,
+                epsilon=config.decoder_epsilon,
                 attention=config.attention,
                 dtype=dtype,
                 rngs=rngs,
@@ -133,7 +138,7 @@ class CLIPSeg(Network):
 
     def __init__(self, config: CLIPSegConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        if max(config.extract_layers) >= config.vision.depth:
+        if min(config.extract_layers) < 0 or max(config.extract_layers) >= config.vision.depth:
             raise ValueError(
                 f"extract_layers {config.extract_layers} reach beyond the {config.vision.depth} vision blocks"
             )

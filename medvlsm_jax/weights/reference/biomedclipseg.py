@@ -102,6 +102,7 @@ def make_decoder(config: BiomedCLIPSegConfig) -> Any:
     from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
 
     theirs = huggingface_config(config)
+    theirs.vision_config.layer_norm_eps = config.decoder_epsilon
     theirs._attn_implementation = "sdpa"  # what a whole CLIPSeg would choose for its decoder
     decoder: Any = CLIPSegDecoder(theirs)
     fit_upsampling(decoder, config)

@@ -1,5 +1,6 @@
 """Hugging Face's CLIPSeg on our weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,13 +13,18 @@ from medvlsm_jax.weights.convert import to_torch
 from medvlsm_jax.weights.reference.pytorch import Outputs, nhwc, record_layers, require_torch, tensors
 
 
-def build(model: CLIPSeg) -> Any:
-    """Hugging Face's CLIPSegForImageSegmentation with the weights of our model, in evaluation mode."""
+def build(model: CLIPSeg, source_config: Mapping[str, Any] | None = None) -> Any:
+    """Hugging Face's CLIPSegForImageSegmentation with the weights of our model, in evaluation mode.
+
+    Its config is the one that lay beside the weights where that is given, else ours in Hugging Face's words.
+    """
     torch = require_torch()
+    from transformers import CLIPSegConfig as Theirs
     from transformers import CLIPSegForImageSegmentation
 
+    config = huggingface_config(model.config) if source_config is None else Theirs.from_dict(dict(source_config))
     with torch.device("meta"):
-        reference: Any = CLIPSegForImageSegmentation(huggingface_config(model.config))
+        reference: Any = CLIPSegForImageSegmentation(config)
         fit_upsampling(reference.decoder, model.config)
     state_dict = {name: torch.from_numpy(array.copy()) for name, array in to_torch(model).items()}
     reference.load_state_dict(state_dict, strict=True, assign=True)
@@ -53,6 +59,8 @@ def huggingface_config(config: CLIPSegConfig) -> Any:
             "max_position_embeddings": text.context_length,
             "bos_token_id": 0,
             "eos_token_id": text.eos_token_id,
+            "hidden_act": text.activation,
+            "layer_norm_eps": text.epsilon,
         },
         vision_config={
             "hidden_size": vision.width,
@@ -61,6 +69,8 @@ def huggingface_config(config: CLIPSegConfig) -> Any:
             "num_attention_heads": vision.heads,
             "image_size": vision.grid * vision.patch_size,
             "patch_size": vision.patch_size,
+            "hidden_act": vision.activation,
+            "layer_norm_eps": vision.epsilon,
         },
         projection_dim=config.projection_dim,
         reduce_dim=config.reduce_dim,
