@@ -10,14 +10,15 @@ A PyTorch source is a .safetensors, .bin, .pt, .pth or Lightning .ckpt file, a f
 tokenizer that lies beside the weights is taken along, so that later runs need no hub.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 from flax import nnx
 
-from medvlsm_jax import from_torch, load, to_torch, weights
-from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, read_description, save_model
+from medvlsm_jax import atomic, from_torch, load, to_torch, weights
+from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, read_description, save_model, tokenizer_of
 from medvlsm_jax.data.language.tokenizers import Tokenizer, load_tokenizer
 from medvlsm_jax.errors import UserError, run_program
 from medvlsm_jax.models import abstract_model, network_of, preset
@@ -28,7 +29,7 @@ from medvlsm_jax.models.summary import model_table
 from medvlsm_jax.training.freezing import split_trained
 from medvlsm_jax.weights.convert import DECODER, is_encoder_alone, torch_leaf, with_decoder
 from medvlsm_jax.weights.names import fit_names
-from medvlsm_jax.weights.reference.clipseg import huggingface_config
+from medvlsm_jax.weights.reference.clipseg import check_huggingface, huggingface_config, huggingface_pixels
 from medvlsm_jax.weights.source_configs import decoder_overrides, describe_overrides, source_overrides
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -111,14 +112,28 @@ def write_back(source: str, output: str) -> str:
     """Writes a model folder's weights, of a workdir the best checkpoint's, as PyTorch names them.
 
     The output is a file, or a folder that receives model.safetensors; a CLIPSeg's has what Hugging Face's
-    `from_pretrained` needs besides.
+    `from_pretrained` needs besides, of the model, of its images and of its tokenizer.
+
+    Raises:
+        UserError: a folder is asked for, and Hugging Face has no such CLIPSeg.
     """
     model, path = load(source), Path(output)
     file = path if path.suffix else path / "model.safetensors"
+    report = f"{network_of(model.config)} in PyTorch's names and layouts, written to {file}"
+    if path.suffix or type(model) is not CLIPSeg:
+        weights.write_state_dict(file, to_torch(model))
+        return report
+    check_huggingface(model.config)
     weights.write_state_dict(file, to_torch(model))
-    if not path.suffix and type(model) is CLIPSeg:
-        huggingface_config(model.config).save_pretrained(path)
-    return f"{network_of(model.config)} in PyTorch's names and layouts, written to {file}"
+    huggingface_config(model.config).save_pretrained(path)
+    pixels = json.dumps(huggingface_pixels(model.config), indent=2)
+    atomic.write_text(path / "preprocessor_config.json", pixels + "\n")
+    try:
+        name, text = tokenizer_of(Path(source), model.config), model.config.text
+        load_tokenizer(name, text.context_length, text.pad_token_id).save(path)
+    except UserError as error:
+        report += f", without a tokenizer: {error}"
+    return report
 
 
 def network_text(model: str, source: str) -> str:

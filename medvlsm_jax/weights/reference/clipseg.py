@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.models.clipseg import CLIPSeg, CLIPSegConfig
 from medvlsm_jax.weights.convert import to_torch
 from medvlsm_jax.weights.reference.pytorch import Outputs, nhwc, record_layers, require_torch, tensors
@@ -80,6 +81,36 @@ def huggingface_config(config: CLIPSegConfig) -> Any:
         decoder_intermediate_size=config.decoder_mlp_width,
         use_complex_transposed_convolution=config.complex_upsampling,
     )
+
+
+def check_huggingface(config: CLIPSegConfig) -> None:
+    """Raises a UserError when Hugging Face's CLIPSeg cannot be what ours is."""
+    reason = ""
+    if config.complex_upsampling and config.vision.patch_size != 16:
+        reason = f"upsamples by (patch / 4)², which is not its patch of {config.vision.patch_size}"
+    elif config.decoder_epsilon != config.vision.epsilon:
+        reason = f"has one epsilon for vision tower ({config.vision.epsilon}) and decoder ({config.decoder_epsilon})"
+    if reason:
+        raise UserError(
+            f"Hugging Face's CLIPSeg {reason}, and could not load this model: give --output=FILE.safetensors for its "
+            "weights alone"
+        )
+
+
+def huggingface_pixels(config: CLIPSegConfig) -> dict[str, Any]:
+    """How images are prepared, in the words of Hugging Face's image processors."""
+    return {
+        "processor_class": "CLIPSegProcessor",
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": config.image_size, "width": config.image_size},
+        "resample": 2,  # Pillow's BILINEAR
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.pixel_mean),
+        "image_std": list(config.pixel_std),
+    }
 
 
 def logits(reference: Any, pixel_values: Any, input_ids: Any, attention_mask: Any) -> Any:
