@@ -9,7 +9,7 @@ import numpy as np
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.weights.reading.archives import Archive
 from medvlsm_jax.weights.reading.safetensors_files import load_safetensors
-from medvlsm_jax.weights.reading.tensors import Damaged, Refused
+from medvlsm_jax.weights.reading.tensors import Damaged, Refused, printable
 from medvlsm_jax.weights.reading.torch_files import load_legacy, load_torchscript, load_zip
 
 # First bytes of files that are mistaken for weights -> what they are, and what to do.
@@ -52,4 +52,4 @@ def load_content(path: Path) -> Any:
 def explain(path: Path, error: Exception) -> UserError:
     """The line for the person at the terminal."""
     advice = "" if isinstance(error, Refused) else "; download or copy the file again"
-    return UserError(f"{path} cannot be read: {error}{advice}")
+    return UserError(f"{path} cannot be read: {printable(str(error), 300)}{advice}")

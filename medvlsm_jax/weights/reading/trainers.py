@@ -74,7 +74,8 @@ def find(content: Any, path: str, seen: set[int]) -> Iterator[StateDict]:
     """The state dicts at a place in the content and below it; `seen` are the dictionaries that were looked at."""
     module = module_state(content)
     if module is not None:
-        yield StateDict(path, module)
+        if module:
+            yield StateDict(path, module)
         return
     entries = entries_of(content)
     if entries is None or id(entries) in seen or len(seen) > MAX_NESTING:
