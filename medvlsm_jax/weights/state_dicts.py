@@ -53,7 +53,7 @@ def read_state_dict(source: str | Path, entry: str = "") -> dict[str, np.ndarray
         UserError: the file is missing, truncated, or holds no tensors that can be read.
     """
     checkpoint = read_checkpoint(source, entry)
-    if checkpoint.others:
+    if checkpoint.others and not entry:
         warnings.warn(checkpoint.taken, stacklevel=2)
     return checkpoint.state_dict
 
@@ -79,9 +79,7 @@ def read_file(path: Path, entry: str = "") -> Checkpoint:
         arrays = to_arrays(chosen.tensors, path.stat().st_size)
     except (Damaged, OSError, MemoryError) as error:
         raise explain(path, error) from error
-    others = tuple(
-        other.path for other in found if other.path != chosen.path and not chosen.path.startswith(other.path)
-    )
+    others = tuple(other.path for other in found if other.path not in (chosen.path, ""))
     return Checkpoint(arrays, Source((path,)), describe(path, chosen.path, arrays, others), others)
 
 
