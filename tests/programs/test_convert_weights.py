@@ -1,17 +1,21 @@
 """A PyTorch checkpoint becomes a model folder with the same numbers, and its tokenizer comes along."""
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
 from convert_weights import convert, write_back
+from drawn_checkpoints import zip_checkpoint
+from flax import nnx
 from safetensors.numpy import save_file
 from seeded_weights import seeded_state_dict
 
 import medvlsm_jax as mv
 from medvlsm_jax import models
-from medvlsm_jax.checkpoints.model_folder import load_pretrained
+from medvlsm_jax.checkpoints.model_folder import load_pretrained, save_model
 from medvlsm_jax.data.language.tokenizers import load_tokenizer
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models.parameters import split_model
@@ -89,6 +93,40 @@ def test_a_checkpoint_of_another_network_says_how_much_differs_and_writes_nothin
     assert not (tmp_path / "out").exists()
 
 
+def test_it_is_said_what_was_read_and_what_of_it_was_taken(tmp_path):
+    weights = seeded_state_dict(PARITY)
+    average = {f"{name}+": array for name, array in weights.items()}
+
+    def wrap(described):
+        plain = {f"module.net.{name}": described[name] for name in weights}
+        plain["module.loss.weight"] = described["clip.logit_scale"]
+        return {"state_dict": plain, "state_dict_ema": {name: described[f"{name}+"] for name in weights}}
+
+    (tmp_path / "best.ckpt").write_bytes(zip_checkpoint({**weights, **average}, wrap))
+    message = convert(MODEL, str(tmp_path / "best.ckpt"), str(tmp_path / "out"))
+    assert (
+        f"read {len(weights) + 1} tensors from {tmp_path / 'best.ckpt'}, its state_dict; it holds state_dict_ema"
+        in message
+    )
+    assert "leaves out 1 (module.loss.weight), which lie outside module.net." in message
+    message = convert(MODEL, str(tmp_path / "best.ckpt"), str(tmp_path / "out"), entry="state_dict_ema")
+    assert "its state_dict_ema; it holds state_dict as well" in message
+
+
+def test_weights_that_are_not_finite_are_neither_converted_nor_loaded(source, tmp_path):
+    weights = seeded_state_dict(PARITY)
+    weights["decoder.film_mul.weight"] = np.full_like(weights["decoder.film_mul.weight"], np.inf)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"its decoder\.film_mul\.weight holds \d+ values that are not finite"):
+        convert(MODEL, str(tmp_path / "model.safetensors"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    model = mv.from_torch(MODEL, seeded_state_dict(PARITY))
+    model.decoder.film_mul.kernel[...] = model.decoder.film_mul.kernel[...] * np.nan
+    save_model(tmp_path / "diverged", model)
+    with pytest.raises(UserError, match=r"diverged cannot be used: its decoder\.film_mul\.kernel holds \d+ values"):
+        mv.load(tmp_path / "diverged")
+
+
 def test_a_hub_id_without_a_network_says_how_to_do_without(tmp_path):
     with pytest.raises(UserError, match=r"cannot fetch some/hub-id .* pass its path with --source=FILE"):
         convert(MODEL, "some/hub-id", str(tmp_path / "out"))
@@ -128,6 +166,36 @@ def test_biomedclipseg_d_takes_its_decoder_from_clipseg(parity, tmp_path):
     for name, array in converted.items():
         expected = clipseg[name] if name.startswith("decoder.") else own[name]
         np.testing.assert_array_equal(array, expected, err_msg=name)
+
+
+def test_a_clipseg_that_hugging_face_has_not_is_written_back_as_a_file_alone(tmp_path):
+    """Its patch is 8: Hugging Face's two transposed convolutions would enlarge by 4."""
+    save_model(tmp_path / "model", mv.create_model("clipseg_tiny", rngs=nnx.Rngs(0)))
+    with pytest.raises(UserError, match=r"which is not its patch of 8.*give --output=FILE\.safetensors"):
+        write_back(str(tmp_path / "model"), str(tmp_path / "back"))
+    assert not (tmp_path / "back").exists()
+    write_back(str(tmp_path / "model"), str(tmp_path / "back.safetensors"))
+    assert stat.S_IMODE((tmp_path / "back.safetensors").stat().st_mode) == 0o666 & ~current_umask()
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_a_clipseg_is_written_back_with_tokenizer_and_image_processor(with_tokenizer, tmp_path):
+    pytest.importorskip("torch", reason="Hugging Face's processors need PyTorch")
+    from transformers import CLIPSegProcessor
+
+    convert(MODEL, str(with_tokenizer), str(tmp_path / "model"))
+    write_back(str(tmp_path / "model"), str(tmp_path / "back"))
+    processor = CLIPSegProcessor.from_pretrained(tmp_path / "back")
+    config = mv.load(tmp_path / "model").config
+    assert dict(processor.image_processor.size) == {"height": config.image_size, "width": config.image_size}
+    assert tuple(processor.image_processor.image_mean) == config.pixel_mean
+    ids, _ = load_tokenizer("builtin", 20)("one small polyp")
+    assert processor.tokenizer("one small polyp", padding="max_length", max_length=20)["input_ids"] == ids.tolist()
 
 
 def test_a_clipseg_is_written_back_as_hugging_face_loads_it(source, tmp_path):

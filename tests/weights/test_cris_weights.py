@@ -90,7 +90,7 @@ def test_clips_rn50_alone_is_a_start(state_dict, rn50):
 
 def test_a_finetuned_checkpoint_is_no_encoder_alone(state_dict, rn50):
     assert not is_encoder_alone("cris", state_dict)
-    with pytest.raises(UserError, match=r"missing neck\.aggr\.0\.weight \(64, 192, 1, 1\)"):
+    with pytest.raises(UserError, match=r"not a checkpoint of cris, \d+ names differ: missing \d+ \(decoder\."):
         from_torch("cris", rn50 | {"proj.vis.4.bias": state_dict["proj.vis.4.bias"]}, **HEADS, **NECK)
 
 
@@ -125,7 +125,7 @@ def test_clip_of_another_width_is_a_users_error(rn50):
 
 @pytest.mark.parametrize("content", [{}, {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}])
 def test_another_networks_checkpoint_is_refused(content):
-    with pytest.raises(UserError, match=r"not a checkpoint of cris[\s\S]*missing backbone\.logit_scale \(\)"):
+    with pytest.raises(UserError, match=r"^not a checkpoint of cris, \d+ names differ: missing \d+ \("):
         from_torch("cris_tiny", content)
 
 

@@ -3,6 +3,7 @@
 The original's parts are timm's ViT and open_clip's text tower; these compute the same from the same weights.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from medvlsm_jax.models.bert import BertConfig
 from medvlsm_jax.models.biomedclipseg import BiomedCLIPSeg, BiomedCLIPSegConfig
+from medvlsm_jax.models.clipseg import CLIPSegConfig
 from medvlsm_jax.models.vit import ViTConfig
 from medvlsm_jax.weights.convert import to_torch
 from medvlsm_jax.weights.reference.clipseg import fit_upsampling, huggingface_config, our_outputs
@@ -101,8 +103,10 @@ def make_decoder(config: BiomedCLIPSegConfig) -> Any:
     """Hugging Face's decoder, upsampling to the image's size at any patch."""
     from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
 
-    theirs = huggingface_config(config)
-    theirs.vision_config.layer_norm_eps = config.decoder_epsilon
+    # That of a CLIPSeg, whose decoder has the vision tower's epsilon and asks for nothing of the text tower.
+    names = (field.name for field in dataclasses.fields(CLIPSegConfig) if field.name not in ("text", "vision"))
+    vision = dataclasses.replace(config.vision, epsilon=config.decoder_epsilon)
+    theirs = huggingface_config(CLIPSegConfig(vision=vision, **{name: getattr(config, name) for name in names}))
     theirs._attn_implementation = "sdpa"  # what a whole CLIPSeg would choose for its decoder
     decoder: Any = CLIPSegDecoder(theirs)
     fit_upsampling(decoder, config)
