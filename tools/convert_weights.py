@@ -6,8 +6,9 @@ r"""Turns a PyTorch checkpoint into a model folder that every program here reads
     python tools/convert_weights.py --to_torch --source=checkpoints/clipseg --output=FILE_OR_FOLDER
     python tools/convert_weights.py --describe --source=checkpoints/clipseg
 
-A PyTorch source is a .safetensors, .bin, .pt, .pth or Lightning .ckpt file, a folder that holds one, or a hub id. A
-tokenizer that lies beside the weights is taken along, so that later runs need no hub.
+A PyTorch source is a .safetensors, .bin, .pt, .pth, Lightning .ckpt or TorchScript file, one of several shards, a
+folder that holds one, or a hub id; PyTorch itself is not needed. A tokenizer that lies beside the weights is taken
+along, so that later runs need no hub, and what a config there says of the network holds, or is refused.
 """
 
 import json
