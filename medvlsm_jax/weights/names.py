@@ -17,6 +17,8 @@ WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Of a network that is an average of another one, in the part of a name that stands before the network's own.
 AVERAGED = re.compile(r"(^|[._])(ema|teacher|averaged|avg|swa|shadow|momentum|target)([._]|$)")
 NUMBER = re.compile(r"\d+")
+MAX_PARTS = 12  # of a network's own names, between dots; the longest has 8
+MAX_COPIES = 20  # of a network in one state dict
 MAX_LISTED = 12  # mismatches that are listed one by one
 
 
@@ -81,7 +83,7 @@ def fit_names(state_dict: StateDict, network: str) -> Fitted:
     most = max(prefixes.values())
     candidates = [prefix for prefix, count in prefixes.items() if count >= 0.9 * most]
     prefix = min(candidates, key=lambda prefix: (bool(AVERAGED.search(prefix)), -prefixes[prefix], len(prefix)))
-    copies = tuple(other for other in candidates if is_copy(other, prefix, names, network))
+    copies = tuple(other for other in candidates[:MAX_COPIES] if is_copy(other, prefix, names, network))
     inside = [name for name in names if name.startswith(prefix) and not (copies and name.startswith(copies))]
     arrays = {table.rename(name[len(prefix) :]): state_dict[names[name]] for name in inside}
     outside = (name for name in names if not name.startswith((prefix, *copies)))
@@ -92,11 +94,13 @@ def count_prefixes(names: Iterable[str], network: str) -> Counter[str]:
     """How many names are known when a prefix is taken away, for all prefixes that leave known ones."""
     prefixes: Counter[str] = Counter()
     for name in names:
-        start = 0
-        for _ in range(name.count(".") + 1):
+        start = len(name)
+        for _ in range(MAX_PARTS):
+            start = name.rfind(".", 0, max(0, start - 1)) + 1
             if is_known(network, name[start:]):
                 prefixes[name[:start]] += 1
-            start = name.find(".", start) + 1
+            if not start:
+                break
     return prefixes
 
 

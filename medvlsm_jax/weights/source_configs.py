@@ -58,6 +58,13 @@ class Fields:
             raise self.refuse(name, f"one such as {default!r}")
         return value
 
+    def positive(self, name: str, default: Any) -> Any:
+        """The same of a field that must be a positive number."""
+        value = self.value(name, default)
+        if not 0 < value < float("inf"):
+            raise self.refuse(name, "a positive number")
+        return value
+
     def require(self, name: str, *supported: Any, default: Any) -> Any:
         """A field that must be one of a few values; raises UserError when it is not."""
         value = self.content.get(name, default)
@@ -147,9 +154,7 @@ def clipseg_overrides(folder: Path) -> Overrides:
     fields = Fields(folder / CONFIG, content)
     text, vision = (tower(fields, name) for name in ("text_config", "vision_config"))
     vision.require("num_channels", 3, default=3)
-    patch, epsilon = vision.value("patch_size", 32), vision.value("layer_norm_eps", 1e-5)
-    if patch < 1:
-        raise vision.refuse("patch_size", "a positive number")
+    patch = vision.positive("patch_size", 32)
     return overrides | {
         "text": {
             **transformer(text, width=512, mlp_width=2048, depth=12, heads=8),
@@ -166,9 +171,11 @@ def clipseg_overrides(folder: Path) -> Overrides:
         "extract_layers": fields.value("extract_layers", (3, 6, 9)),
         "reduce_dim": fields.value("reduce_dim", 64),
         "conditional_layer": fields.value("conditional_layer", 0),
-        "decoder_heads": fields.value("decoder_num_attention_heads", 4),
+        "decoder_heads": fields.positive("decoder_num_attention_heads", 4),
         "decoder_mlp_width": fields.value("decoder_intermediate_size", 2048),
-        "decoder_epsilon": epsilon,  # the decoder's blocks are the vision tower's, with ReLU whatever is asked for
+        "decoder_epsilon": vision.positive(
+            "layer_norm_eps", 1e-5
+        ),  # the decoder's blocks are the vision tower's, with ReLU whatever is asked for
         "complex_upsampling": fields.value("use_complex_transposed_convolution", False),
     }
 
@@ -184,9 +191,9 @@ def transformer(fields: Fields, *, width: int, mlp_width: int, depth: int, heads
         "width": fields.value("hidden_size", width),
         "mlp_width": fields.value("intermediate_size", mlp_width),
         "depth": fields.value("num_hidden_layers", depth),
-        "heads": fields.value("num_attention_heads", heads),
+        "heads": fields.positive("num_attention_heads", heads),
         "activation": fields.require("hidden_act", *ACTIVATIONS, default="quick_gelu"),
-        "epsilon": fields.value("layer_norm_eps", 1e-5),
+        "epsilon": fields.positive("layer_norm_eps", 1e-5),
     }
 
 
@@ -251,8 +258,8 @@ def biomedclip_overrides(folder: Path) -> Overrides:
         raise vision.refuse("timm_model_name", "a plain vision transformer, such as vit_base_patch16_224")
     return open_clip_pixels(fields) | {
         "projection_dim": model.value("embed_dim", 512),
-        "image_size": vision.value("image_size", 224),
-        "text": {"context_length": text.value("context_length", 77)},
+        "image_size": vision.positive("image_size", 224),
+        "text": {"context_length": text.positive("context_length", 77)},
     }
 
 
@@ -264,7 +271,7 @@ def clip_overrides(folder: Path) -> Overrides:
     model = fields.table("model_cfg")
     text = model.table("text_cfg")
     activation = "quick_gelu" if model.value("quick_gelu", False) else "gelu"
-    heads = {"heads": text.value("heads", 8)} if "heads" in text.content else {}
+    heads = {"heads": text.positive("heads", 8)} if "heads" in text.content else {}
     return open_clip_pixels(fields) | {"text": {"activation": activation, **heads}}
 
 

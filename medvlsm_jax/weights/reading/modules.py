@@ -8,9 +8,22 @@ from medvlsm_jax.weights.reading.rebuilding import numpy_tensor
 from medvlsm_jax.weights.reading.tensors import AnyTensor, Damaged, Tensor, Unreadable
 
 MAX_DEPTH = 50
-MAX_NAMES = 200_000  # modules that hold each other twice have more names than one can count
+MAX_NAMES = 500_000  # of a file; modules that hold each other twice have more than one can count
 
 Entries = dict[str | int, Any]
+
+
+class Names:
+    """Counts the names that are looked at in a file."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, count: int) -> None:
+        """Raises Damaged when there are too many."""
+        self.count += count
+        if self.count > MAX_NAMES:
+            raise Damaged(f"it holds more than {MAX_NAMES} names, or modules that have no end")
 
 
 def as_tensor(value: Any) -> AnyTensor | None:
@@ -31,34 +44,29 @@ def attributes(value: Any) -> Entries | None:
     return None
 
 
-def module_state(module: Any) -> dict[str, AnyTensor] | None:
+def module_state(module: Any, names: Names) -> dict[str, AnyTensor] | None:
     """Parameters and persistent buffers of a pickled module by name; None for anything else.
 
     Raises:
         Damaged: the module holds itself, or more than can be named.
     """
-    if attributes(module) is None:
-        return None
-    return dict(walk(module, ""))
+    return None if attributes(module) is None else dict(walk(module, names))
 
 
-def walk(root: Any, prefix: str) -> Iterator[tuple[str, AnyTensor]]:
+def walk(root: Any, names: Names) -> Iterator[tuple[str, AnyTensor]]:
     """Names and tensors of a module and of those in it."""
-    waiting, names = [(root, prefix, 0)], 0
+    waiting = [(root, "", 0)]
     while waiting:
         module, prefix, depth = waiting.pop()
         found = attributes(module)
         if found is None:
             continue
-        if depth > MAX_DEPTH or names > MAX_NAMES:
-            raise Damaged("it holds a module that has no end")
-        names += 1
+        names.add(1 + sum(len(group) for group in found.values() if isinstance(group, dict | list)))
+        if depth > MAX_DEPTH:
+            raise Damaged("it holds modules that have no end")
         for name, tensor in own_tensors(found):
-            names += 1
             yield prefix + name, tensor
-        children = [(child, f"{prefix}{name}.", depth + 1) for name, child in found["_modules"].items()]
-        names += len(children)
-        waiting += reversed(children)
+        waiting += reversed([(child, f"{prefix}{name}.", depth + 1) for name, child in found["_modules"].items()])
 
 
 def own_tensors(found: Entries) -> Iterator[tuple[str, AnyTensor]]:

@@ -123,8 +123,10 @@ def numpy_tensor(value: Any) -> Any:
     if not isinstance(state, tuple) or len(state) != 5:
         raise Damaged("a numpy array is not whole")
     _, shape, dtype, is_fortran, data = state
-    if not isinstance(dtype, Inert) or not dtype.args or not isinstance(data, bytes | bytearray):
-        raise Damaged("a numpy array is not whole")
+    if not isinstance(data, bytes | bytearray):  # of objects
+        return value
+    if not isinstance(dtype, Inert) or not dtype.args:
+        raise Damaged("a numpy array is of no type")
     order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "|"
     kind = NUMPY_NAMES.get(dtype.args[0]) if isinstance(dtype.args[0], str) else None
     if kind is None or order == ">":

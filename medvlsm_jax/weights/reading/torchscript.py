@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from medvlsm_jax.weights.reading.archives import Archive
-from medvlsm_jax.weights.reading.modules import MAX_DEPTH, MAX_NAMES, as_tensor
+from medvlsm_jax.weights.reading.modules import MAX_DEPTH, Names, as_tensor
 from medvlsm_jax.weights.reading.pickles import Inert
 from medvlsm_jax.weights.reading.tensors import AnyTensor, Damaged
 
@@ -37,14 +37,14 @@ def module_tensors(root: Inert, classes: Classes) -> dict[str, AnyTensor]:
         Damaged: a module holds itself, or more than can be named.
     """
     tensors: dict[str, AnyTensor] = {}
-    waiting, names = [(root, "", 0)], 0
+    waiting, names = [(root, "", 0)], Names()
     while waiting:
         module, prefix, depth = waiting.pop()
         parameters, buffers = classes.get(module.name, (set(), set()))
         state: dict[str | int, Any] = module.state if isinstance(module.state, dict) else {}
-        names += 1 + len(state)
-        if depth > MAX_DEPTH or names > MAX_NAMES:
-            raise Damaged("it holds a module that has no end")
+        names.add(1 + len(state))
+        if depth > MAX_DEPTH:
+            raise Damaged("it holds modules that have no end")
         for wanted in (parameters, buffers):
             for name, value in state.items():
                 tensor = as_tensor(value) if name in wanted else None

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from medvlsm_jax.weights.reading.modules import MAX_NAMES, as_tensor, module_state
+from medvlsm_jax.weights.reading.modules import Names, as_tensor, module_state
 from medvlsm_jax.weights.reading.pickles import Inert
 from medvlsm_jax.weights.reading.tensors import AnyTensor, Refused, printable
 
@@ -51,7 +51,6 @@ NO_WEIGHTS = (
     "loss",
     "sampler",
 )
-MAX_NESTING = 100  # dictionaries that are opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,31 +66,31 @@ def find_state_dicts(content: Any) -> list[StateDict]:
 
     Weights come before their average, for that is what training code loads by default.
     """
-    return list(find(content, "", set()))
+    return list(find(content, "", set(), Names()))
 
 
-def find(content: Any, path: str, seen: set[int]) -> Iterator[StateDict]:
+def find(content: Any, path: str, seen: set[int], names: Names) -> Iterator[StateDict]:
     """The state dicts at a place in the content and below it; `seen` are the dictionaries that were looked at."""
-    module = module_state(content)
+    module = module_state(content, names)
     if module is not None:
         if module:
             yield StateDict(path, module)
         return
     entries = entries_of(content)
-    if entries is None or id(entries) in seen or len(seen) > MAX_NESTING:
+    if entries is None or id(entries) in seen:
         return
     seen.add(id(entries))
     nested = [
         found
         for key in (*PLAIN, *AVERAGED)
         if key in entries
-        for found in find(entries[key], f"{path}.{key}" if path else key, seen)
+        for found in find(entries[key], f"{path}.{key}" if path else key, seen, names)
     ]
     if nested:
         yield from nested
         return
     own = {name: tensor for name, value in entries.items() if isinstance(name, str) and (tensor := as_tensor(value))}
-    own |= joined(entries)
+    own |= joined(entries, names)
     if own:
         yield StateDict(path, own)
 
@@ -103,18 +102,17 @@ def entries_of(content: Any) -> dict[str | int, Any] | None:
     return content.entries if isinstance(content, Inert) and content.entries else None
 
 
-def joined(entries: dict[str | int, Any]) -> dict[str, AnyTensor]:
+def joined(entries: dict[str | int, Any], names: Names) -> dict[str, AnyTensor]:
     """The tensors of all dictionaries in one that holds weights under keys of its own, as `encoder` and `decoder`."""
     tensors = {}
     for key, value in entries.items():
-        parts = value if isinstance(value, dict) else module_state(value)
-        if parts is None or not isinstance(key, str) or any(word in key.lower() for word in NO_WEIGHTS):
+        if not isinstance(key, str) or any(word in key.lower() for word in NO_WEIGHTS):
             continue
+        parts = value if isinstance(value, dict) else module_state(value, names) or {}
+        names.add(len(parts))
         for name, part in parts.items():
             if isinstance(name, str) and (tensor := as_tensor(part)):
                 tensors[f"{key}.{name}"] = tensor
-                if len(tensors) > MAX_NAMES:
-                    raise Refused(f"it holds more than {MAX_NAMES} tensors")
     return tensors
 
 

@@ -23,6 +23,7 @@ from drawn_checkpoints import (
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.weights import read_state_dict
+from medvlsm_jax.weights.reading import modules
 
 ARRAYS = {"a": np.array([1.5, -2.0, 3.0], np.float32)}
 SYSTEM, EVAL = Global("os", "system"), Global("builtins", "eval")
@@ -177,6 +178,15 @@ def test_modules_that_hold_each_other_end_soon(tmp_path):
     for _ in range(60):
         module += begin + b"(" + encode("a") + b"h\xc8" + encode("b") + b"h\xc8" + b"uubq\xc8"
     assert "no end" in refusal(tmp_path, b"\x80\x02" + module + b".")
+
+
+def test_a_dictionary_that_lies_under_many_names_is_not_read_over_and_over(tmp_path, monkeypatch):
+    """Each of 50 entries is one dictionary of 50."""
+    monkeypatch.setattr(modules, "MAX_NAMES", 1000)
+    names = [encode(str(i)).partition(b"q")[0] for i in range(50)]
+    numbers = b"}q\xc8(" + b"".join(name + b"K\x01" for name in names) + b"u0"
+    entries = b"}(" + b"".join(name + b"h\xc8" for name in names) + b"u"
+    assert "more than 1000 names" in refusal(tmp_path, b"\x80\x02" + numbers + entries + b".")
 
 
 def test_a_module_without_tensors_holds_none(tmp_path):
