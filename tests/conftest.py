@@ -78,6 +78,7 @@ SLOW = (
     "weights/test_biomedclipseg_weights.py",
     "weights/test_cris_weights.py",
     "weights/test_reference.py",
+    "weights/test_source_configs.py",
     "scoring/test_validation.py",
     "sweeping/test_sweep.py",
 )
