@@ -1,5 +1,6 @@
 """The fields of a run's config, and how a config string overrides them."""
 
+import difflib
 import json
 import re
 from typing import Any
@@ -130,10 +131,19 @@ def apply_overrides(config: ml_collections.ConfigDict, arg: str | None) -> ml_co
         is_field = field in target and target.get_type(field) is not ml_collections.ConfigDict
         if not separator or not is_field:
             raise UserError(
-                f"config string: {item!r} is not FIELD=VALUE with a field of the config: {', '.join(config)}"
+                f"config string: {item!r} is not FIELD=VALUE with a field of the config{hint(arg, name, config)}"
             )
         target[field] = parse_value(name, text, target.get_type(field))
     return config
+
+
+def hint(arg: str | None, name: str, config: ml_collections.ConfigDict) -> str:
+    """What was meant, perhaps, by a name that is no field."""
+    if alike := difflib.get_close_matches(name, config, 1, 0.7):
+        return f": did you mean {alike[0]}?"
+    if "prompt=text:" in (arg or ""):
+        return ": a sentence with a comma and = in it goes into --config.prompt='text:A SENTENCE'"
+    return f": {', '.join(config)}"
 
 
 PROMPTS = re.compile(r"(\w+\.)?prompts?=")  # of a config, and of a sweep: prompts=, evaluation.prompts=

@@ -19,14 +19,14 @@ from typing import Any
 import jax
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
+from medvlsm_jax.command_line import run_program
 from medvlsm_jax.config import base_config, reader_options
 from medvlsm_jax.data.language.prompts import split_prompts
 from medvlsm_jax.data.reading.cache import open_cache
 from medvlsm_jax.data.reading.pipeline import Loader
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation import file_names
 from medvlsm_jax.evaluation.curves import COUNTS_BYTES
 from medvlsm_jax.evaluation.metrics import ORIGINAL
@@ -69,7 +69,7 @@ def evaluate(
         config: the fields of `default_config`.
         checkpoint: a converted model folder, or the workdir of a training run.
         datasets: what `cards.named_card` understands; a pool is its datasets, each by itself.
-        prompts: prompt types, or `text:A SENTENCE`.
+        prompts: prompt types, or `text:A SENTENCE`; none are needed for a network that reads no sentence.
         output: receives metrics.json, cases.csv and what the options ask for.
         **options: the fields of `Options`.
 
@@ -162,7 +162,7 @@ def main(_: list[str]) -> None:
     args = flags.FLAGS
     options = {field.name: args[field.name].value for field in dataclasses.fields(Options)}
     for checkpoint, output in name_outputs(args.checkpoint, Path(args.output)).items():
-        summary = evaluate(args.config, checkpoint, args.dataset, split_prompts(args.prompt), output, **options)
+        summary = evaluate(args.config, checkpoint, args.dataset, split_prompts(args.prompt or ""), output, **options)
         if jax.process_index() == 0:
             print(summary_table(summary))
             if args.probe:
@@ -171,11 +171,13 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_dict("config", default_config())
     flags.DEFINE_list("checkpoint", None, "Converted model folders, or workdirs of training runs, between commas.")
     flags.DEFINE_list("dataset", None, "Datasets in config.data_dir, separated by commas.")
     flags.DEFINE_string(
-        "prompt", None, "Types between commas: p0 … p9, random, 'attributes:size,class'; 'text:A SENTENCE' comes last."
+        "prompt",
+        None,
+        "Types between commas: p0 … p9, random, 'attributes:size,class'; 'text:A SENTENCE' comes last. A network that "
+        "reads no sentence needs none.",
     )
     flags.DEFINE_string("output", None, "Receives metrics.json, cases.csv and what else is asked for.")
     flags.DEFINE_enum("split", "test", ("train", "val", "test"), "Which split is scored.")
@@ -186,5 +188,5 @@ if __name__ == "__main__":
     flags.DEFINE_bool("curves", False, "Write Dice and IoU by threshold, and the calibration of the probabilities.")
     flags.DEFINE_bool("save_masks", False, "Write masks, probabilities and overlays at the images' own sizes.")
     flags.DEFINE_integer("num_pictures", 3, "Best, median and worst cases to draw for each dataset and prompt type.")
-    flags.mark_flags_as_required(["checkpoint", "dataset", "prompt", "output"])
-    run_program(main)
+    flags.mark_flags_as_required(["checkpoint", "dataset", "output"])
+    run_program(main, config=default_config)

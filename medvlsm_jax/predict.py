@@ -20,9 +20,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, load_pretrained
+from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.images import image_endings, open_image, resize_image, to_rgb
+from medvlsm_jax.data.language.prompts import RANDOM, is_numbered
 from medvlsm_jax.data.language.tokenizers import Tokenizer
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.models.apply import forward
 from medvlsm_jax.models.layers import AnyArray
@@ -89,6 +91,10 @@ def make_request(config: NetworkConfig, tokenizer: Tokenizer | None, prompt: str
     if tokenizer is not None:
         if prompt is None:
             raise UserError("this network segments what a sentence names: give one with --prompt")
+        if is_numbered(prompt) or prompt == RANDOM:
+            raise UserError(
+                f"--prompt={prompt} stands for the sentences of a dataset's records: give a sentence itself"
+            )
         input_ids, attention_mask = tokenizer(prompt)
         return {"input_ids": input_ids, "attention_mask": attention_mask}
     if not config.classes:

@@ -21,7 +21,8 @@ from medvlsm_jax import atomic
 from medvlsm_jax.check_run import check_run
 from medvlsm_jax.checkpoints.checkpoints import Checkpoints
 from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, write_description
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.command_line import run_program
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.losses import find_loss
 from medvlsm_jax.models import abstract_model
 from medvlsm_jax.models.apply import Batch

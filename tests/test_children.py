@@ -81,7 +81,8 @@ def test_a_program_in_this_process_parses_its_flags_afresh_and_leaves_none(tmp_p
     script.write_text(
         "import sys\n"
         "from absl import flags\n"
-        "from medvlsm_jax.errors import UserError, run_program\n"
+        "from medvlsm_jax.command_line import run_program\n"
+        "from medvlsm_jax.errors import UserError\n"
         "def main(argv):\n"
         "    print(flags.FLAGS.number)\n"
         "    if flags.FLAGS.number > 2:\n"

@@ -27,7 +27,8 @@ from benchmarks import input as benchmark_input
 from benchmarks import metrics as benchmark_metrics
 from benchmarks import networks as benchmark_networks
 from benchmarks import train as benchmark_train
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.command_line import run_program
+from medvlsm_jax.errors import UserError
 
 # Name on the command line -> the benchmark, and its defaults for flags that have none of their own.
 BENCHMARKS = {
@@ -62,6 +63,7 @@ if __name__ == "__main__":
     flags.DEFINE_multi_enum("modes", list(benchmark_networks.MODES), benchmark_networks.MODES, "What of the networks.")
     flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the computation: float32, for device bfloat16.")
     flags.DEFINE_string("output", "", "A json file for the figures.")
-    benchmark_train.define_flags()
-    benchmark_input.define_flags()
-    run_program(main)
+    for benchmark in (benchmark_train, benchmark_input):
+        benchmark.define_flags()
+        flags.adopt_module_key_flags(benchmark)
+    run_program(main, arguments=f"one of {', '.join(filter(None, BENCHMARKS))}; without, the networks")

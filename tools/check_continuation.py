@@ -34,10 +34,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs.quickstart import get_config
 from medvlsm_jax.checkpoints.checkpoints import CHECKPOINTS, Checkpoints
+from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.reading.pipeline import steps_per_epoch
 from medvlsm_jax.data.synthetic import SAMPLE, write_sample
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.parallel import sharding
 from medvlsm_jax.parallel.interruption import EXIT_AGAIN
 from medvlsm_jax.training.start import find_source, start_state

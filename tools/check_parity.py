@@ -16,7 +16,7 @@ from absl import flags
 from flax import nnx
 
 from medvlsm_jax import create_model, from_torch
-from medvlsm_jax.errors import run_program
+from medvlsm_jax.command_line import run_program
 from medvlsm_jax.models import network_of
 from medvlsm_jax.models.network import Network, TextConfig
 from medvlsm_jax.text import table

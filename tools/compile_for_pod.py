@@ -30,7 +30,8 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from medvlsm_jax import atomic
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.command_line import run_program
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.pods.estimate import VECTOR_OPERATIONS, Estimate, estimate, sum_by_kind
 from medvlsm_jax.pods.slices import Slice, abstract_run, bytes_per_chip, find_slice, model_flops, slice_mesh
 from medvlsm_jax.text import percent, table

@@ -20,8 +20,9 @@ from flax import nnx
 
 from medvlsm_jax import atomic, from_torch, load, to_torch, weights
 from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, read_description, save_model, tokenizer_of
+from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.language.tokenizers import Tokenizer, load_tokenizer
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import abstract_model, network_of, preset
 from medvlsm_jax.models.clipseg import CLIPSeg
 from medvlsm_jax.models.network import Network, NetworkConfig

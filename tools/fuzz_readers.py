@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from drawn_checkpoints import archive, legacy_checkpoint, torchscript_checkpoint, zip_checkpoint
 from safetensors.numpy import save
 
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.command_line import run_program
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.weights import read_state_dict
 
 MAX_SECONDS = 10.0

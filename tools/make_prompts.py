@@ -18,12 +18,13 @@ from typing import NamedTuple
 from absl import flags
 
 from medvlsm_jax import atomic
+from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.cards import SPLITS, Card, named_card
 from medvlsm_jax.data.language.attributes import MEASURED
 from medvlsm_jax.data.language.grammars import ALIASES, named_grammar
 from medvlsm_jax.data.preparing.annotate import KEEPABLE, Described, annotate, describe_records
 from medvlsm_jax.data.preparing.overrides import read_descriptions_file, read_overrides
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.text import table
 
 SHOWN = 20  # differences printed for an attribute; --output has them all

@@ -22,6 +22,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cards import CARDS, SPLITS, Card, named_card, split_members
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
@@ -31,7 +32,7 @@ from medvlsm_jax.data.language.prompts import check_prompt, choose_prompt, split
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.preparing.arrayrecord_writer import write_store
 from medvlsm_jax.data.preparing.prepare import ON_LEAK, prepare
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation.pictures import captioned_sheet, overlay
 from medvlsm_jax.text import table
 
@@ -108,7 +109,9 @@ def summary(card: Card, dataset: str, data_dir: str, records: Mapping[str, int])
     """What a run has written, and what to do next; `dataset` is what the user calls it."""
     counts = ", ".join(f"{split} {records[split]}" for split in SPLITS)
     if records["train"]:
-        following = f"train --config=configs/clipseg.py:dataset={dataset},prompt=p6 --workdir=WORKDIR"
+        following = (
+            f"train --config=configs/clipseg.py:dataset={dataset},prompt=p6 --config.init=CHECKPOINT --workdir=WORKDIR"
+        )
     else:
         following = f"evaluate --checkpoint=WORKDIR --dataset={dataset} --prompt=p6 --output=OUTPUT"
     return (

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs.quickstart import get_config
 from medvlsm_jax import atomic
+from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.synthetic import SAMPLE, write_sample
-from medvlsm_jax.errors import run_program
 from medvlsm_jax.evaluate import default_config, evaluate
 from medvlsm_jax.evaluation.file_names import PROBE
 from medvlsm_jax.evaluation.pictures import captioned_sheet

@@ -14,8 +14,9 @@ from absl import flags
 from tqdm import tqdm
 
 from medvlsm_jax import atomic
+from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.cards import CARDS, split_members
-from medvlsm_jax.errors import UserError, check_folder, run_program
+from medvlsm_jax.errors import UserError, check_folder
 from medvlsm_jax.reporting.comparison import collect_results
 from medvlsm_jax.reporting.evaluations import Evaluation, find_evaluations
 from medvlsm_jax.reporting.figures import write_figure
@@ -90,4 +91,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "Receives report.html, tables/ and figures/.")
     flags.DEFINE_string("title", "Evaluation report", "Of the page.")
     flags.mark_flags_as_required(["output"])
-    run_program(main)
+    run_program(main, arguments="folders of runs or evaluations")

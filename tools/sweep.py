@@ -23,7 +23,8 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from medvlsm_jax.errors import UserError, check_folder, run_program
+from medvlsm_jax.command_line import run_program
+from medvlsm_jax.errors import UserError, check_folder
 from medvlsm_jax.parallel.interruption import EXIT_AGAIN, Interruption, catch_signals, leave
 from medvlsm_jax.sweeping.children import FAILED, STOPPED, Children, end_with_parent
 from medvlsm_jax.sweeping.devices import share_devices

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from medvlsm_jax.checkpoints.model_folder import Pretrained, load_model_tokenizer, load_pretrained
+from medvlsm_jax.checkpoints.model_folder import Pretrained, load_model_tokenizer, load_pretrained, read_description
 from medvlsm_jax.config import model_overrides
 from medvlsm_jax.data.annotations import Record, check_classes, select_target
 from medvlsm_jax.data.arrayrecord import check_stored_size
@@ -127,11 +127,9 @@ def make_plan(
     """
     check_options(options)
     check_folder("--output", output)
-    if not prompts:
-        raise UserError("--prompt names no prompt type: give p0 … p9, random, 'attributes:size,class', 'text:…'")
+    prompts = list(dict.fromkeys(prompts)) or default_prompts(checkpoint)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
-    prompts = list(dict.fromkeys(prompts))
     sets = read_sets(config, datasets, prompts, options.split, output)
     source = load_pretrained(checkpoint, mesh, **model_overrides(config))
     if config.image_size:
@@ -145,6 +143,14 @@ def make_plan(
     settings = describe_settings(config, source, sets, conditions, options)
     about = (str(checkpoint), output, options, prompts, config.target)
     return Plan(*about, source, tokenizer, mesh, sets, conditions, batch_size, settings)
+
+
+def default_prompts(checkpoint: str | Path) -> list[str]:
+    """Those of an evaluation that was given none; raises a UserError when the network reads sentences."""
+    _, config = read_description(Path(checkpoint))
+    if config.text is not None:
+        raise UserError("--prompt is missing: give p0 … p9, random, 'attributes:size,class' or 'text:A SENTENCE'")
+    return ["p0"]  # the empty sentence, which every record has
 
 
 def check_options(options: Options) -> None:

@@ -299,7 +299,8 @@ import os, signal
 import jax, numpy as np
 from jax.experimental import multihost_utils
 from medvlsm_jax.config import base_config
-from medvlsm_jax.errors import UserError, run_program
+from medvlsm_jax.command_line import run_program
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.parallel import distributed, sharding
 
 def main(argv):
