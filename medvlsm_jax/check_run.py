@@ -6,7 +6,6 @@ import ml_collections
 from jax.sharding import Mesh
 
 from medvlsm_jax.config import check_numbers, model_overrides
-from medvlsm_jax.errors import check_folder
 from medvlsm_jax.logs.writers import split_names
 from medvlsm_jax.losses import find_loss
 from medvlsm_jax.models import preset
@@ -30,7 +29,6 @@ def check_run(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> S
     Raises:
         UserError: something does not fit; nothing has been written but the list of broken files in WORKDIR/findings.
     """
-    check_folder("--workdir", workdir)
     check_numbers(config)
     schedule_factor(config.schedule, 0, 1, 0)
     find_loss(config.loss)

@@ -25,6 +25,7 @@ from medvlsm_jax.errors import UserError
 CONFIG = "config"  # the flag that sets, or names a file of, a run's fields
 HELP = {"--help", "-help", "-h", "--helpshort", "-helpshort"}
 PATIENCE = 30.0  # seconds
+EXIT_CTRL_C = 130
 EXIT_BROKEN_PIPE = 141  # of a program whose output nobody reads any more, as a shell counts it: 128 + SIGPIPE
 
 
@@ -62,6 +63,8 @@ def run_program(
             with config_errors():
                 config_flags.DEFINE_config_dict(CONFIG, config())
         app.run(quiet, flags_parser=lambda argv: parse_flags(argv, arguments))
+    except KeyboardInterrupt:  # of a program that does not listen to signals itself
+        sys.exit(EXIT_CTRL_C)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at exit
         sys.exit(EXIT_BROKEN_PIPE)

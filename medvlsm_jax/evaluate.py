@@ -32,10 +32,13 @@ from medvlsm_jax.evaluation.curves import COUNTS_BYTES
 from medvlsm_jax.evaluation.metrics import ORIGINAL
 from medvlsm_jax.evaluation.probes import probe_table
 from medvlsm_jax.evaluation.report import Summary, summary_table
+from medvlsm_jax.folders import output_folder
 from medvlsm_jax.models.parameters import Arrays
 from medvlsm_jax.parallel.distributed import start_jax
+from medvlsm_jax.parallel.first_process import holding, on_first_process
+from medvlsm_jax.parallel.interruption import catch_signals, leaving_at_once
 from medvlsm_jax.scoring.case_pictures import choose_drawn, draw_cases
-from medvlsm_jax.scoring.joined_log import JoinedLog, on_first_process
+from medvlsm_jax.scoring.joined_log import JoinedLog
 from medvlsm_jax.scoring.outputs import case_rows, score_case, write_results
 from medvlsm_jax.scoring.plan import Options, Plan, make_plan, read_done
 from medvlsm_jax.scoring.scorer import Scorer
@@ -77,12 +80,19 @@ def evaluate(
         What metrics.json holds: dataset -> prompt type -> `report.describe_cases`.
 
     Raises:
-        UserError: the checkpoint, a dataset or a prompt type is missing or broken, or options do not go together.
+        UserError: the checkpoint, a dataset or a prompt type is missing or broken, options do not go together, or
+            another program writes to `output`.
+        SystemExit: SIGTERM or Ctrl-C came.
     """
+    output = output_folder("--output", output)
     start_jax(config)
-    plan = make_plan(config, checkpoint, datasets, prompts, Path(output), Options(**options))
-    if done := find_done(plan):
-        return done
+    with catch_signals(), holding("--output", output):
+        plan = make_plan(config, checkpoint, datasets, prompts, output, Options(**options))
+        return find_done(plan) or carry_out(plan, config)
+
+
+def carry_out(plan: Plan, config: ml_collections.ConfigDict) -> Summary:
+    """Does what a plan says."""
     bytes_each = COUNTS_BYTES if plan.options.curves else 0
     log = JoinedLog(plan.output, plan.settings, plan.mesh, plan.lines(), bytes_each)
     scorer, arrays = make_scorer(plan, reader_options(config.data)), plan.source.arrays
@@ -95,7 +105,7 @@ def evaluate(
 
 def find_done(plan: Plan) -> Summary | None:
     """The summary of an evaluation that is finished already."""
-    done = on_first_process(plan.output, lambda: read_done(plan.output, plan.settings))
+    done = on_first_process(f"--output={plan.output}", lambda: read_done(plan.output, plan.settings))
     if done and jax.process_index() == 0:
         again = f"remove {plan.output / file_names.EVALUATION} to repeat it"
         print(f"{plan.output} holds this evaluation already; {again}")
@@ -161,8 +171,9 @@ def main(_: list[str]) -> None:
     """Runs the command line."""
     args = flags.FLAGS
     options = {field.name: args[field.name].value for field in dataclasses.fields(Options)}
-    for checkpoint, output in name_outputs(args.checkpoint, Path(args.output)).items():
-        summary = evaluate(args.config, checkpoint, args.dataset, split_prompts(args.prompt or ""), output, **options)
+    for checkpoint, output in name_outputs(args.checkpoint, output_folder("--output", args.output)).items():
+        with leaving_at_once():
+            summary = evaluate(args.config, checkpoint, args.dataset, split_prompts(args.prompt or ""), output, **options)
         if jax.process_index() == 0:
             print(summary_table(summary))
             if args.probe:

@@ -23,6 +23,7 @@ from medvlsm_jax.checkpoints.checkpoints import Checkpoints
 from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, write_description
 from medvlsm_jax.command_line import run_program
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.folders import output_folder
 from medvlsm_jax.losses import find_loss
 from medvlsm_jax.models import abstract_model
 from medvlsm_jax.models.apply import Batch
@@ -30,7 +31,8 @@ from medvlsm_jax.models.attention import chosen_attention
 from medvlsm_jax.models.summary import model_table
 from medvlsm_jax.parallel import sharding
 from medvlsm_jax.parallel.distributed import start_jax
-from medvlsm_jax.parallel.interruption import catch_signals, leave
+from medvlsm_jax.parallel.first_process import holding
+from medvlsm_jax.parallel.interruption import catch_signals, leaving_at_once
 from medvlsm_jax.scoring.segmenter import abstract_batch
 from medvlsm_jax.scoring.validation import Validation, open_validation
 from medvlsm_jax.training.inputs import open_inputs
@@ -53,13 +55,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         `step`, the last step; with a validation set `val_dice`, the best mean validation Dice, 0 to 1.
 
     Raises:
-        UserError: something in the config, the data or the workdir does not fit.
+        UserError: something in the config, the data or the workdir does not fit, or another program writes to it.
         SystemExit: SIGTERM or Ctrl-C came; a checkpoint was written first.
     """
-    workdir = Path(workdir)
+    workdir = output_folder("--workdir", workdir)
     start_jax(config)
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(catch_signals())
+        stack.enter_context(holding("--workdir", workdir))
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         is_asked_to_stop = functools.partial(interruption.is_heard, mesh)
         sets = check_run(config, workdir, mesh)
@@ -184,12 +187,8 @@ def result(step: int, progress: RunProgress) -> dict[str, float]:
 
 def main(_: list[str]) -> None:
     """Runs the command line."""
-    try:
+    with leaving_at_once():
         result = train(flags.FLAGS.config, flags.FLAGS.workdir)
-    except SystemExit as stopped:
-        if not jax.distributed.is_initialized():  # else jax ends the processes together
-            leave(int(stopped.code or 0))
-        raise
     best = f", best validation Dice {result['val_dice']:.4f}" if "val_dice" in result else ""
     if jax.process_index() == 0:
         print(f"finished at step {result['step']:.0f}{best}: {flags.FLAGS.workdir}")

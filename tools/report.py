@@ -16,7 +16,8 @@ from tqdm import tqdm
 from medvlsm_jax import atomic
 from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.cards import CARDS, split_members
-from medvlsm_jax.errors import UserError, check_folder
+from medvlsm_jax.errors import UserError
+from medvlsm_jax.folders import local_folder, output_folder
 from medvlsm_jax.reporting.comparison import collect_results
 from medvlsm_jax.reporting.evaluations import Evaluation, find_evaluations
 from medvlsm_jax.reporting.figures import write_figure
@@ -60,9 +61,8 @@ def write_report(roots: Sequence[str | Path], output: str | Path, title: str = "
     Raises:
         UserError: a folder does not exist, or holds no finished evaluation, or `output` is a file.
     """
-    output = Path(output).expanduser()
-    check_folder("--output", output)
-    evaluations, problems = find_evaluations([Path(root).expanduser() for root in roots], training_datasets)
+    output = output_folder("--output", output)
+    evaluations, problems = find_evaluations([local_folder("RUNS", root) for root in roots], training_datasets)
     results = collect_results(evaluations, classes_by_dataset(evaluations))
     written = write_tables(output / "tables", evaluations, results)
     sections = make_sections(evaluations, results, problems)

@@ -24,7 +24,8 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from medvlsm_jax.command_line import run_program
-from medvlsm_jax.errors import UserError, check_folder
+from medvlsm_jax.errors import UserError
+from medvlsm_jax.folders import output_folder
 from medvlsm_jax.parallel.interruption import EXIT_AGAIN, Interruption, catch_signals, leave
 from medvlsm_jax.sweeping.children import FAILED, STOPPED, Children, end_with_parent
 from medvlsm_jax.sweeping.devices import share_devices
@@ -109,8 +110,6 @@ def check_flags(args: Any) -> None:
         raise UserError(
             f"--trials does nothing with {', '.join(idle)}: leave that out; machines share a search by one --output"
         )
-    if args.output:
-        check_folder("--output", Path(args.output))
 
 
 def main(_: list[str]) -> None:
@@ -124,12 +123,12 @@ def main(_: list[str]) -> None:
         perform_one(Path(args.output, args.run))
         return
     check_flags(args)
+    output = output_folder("--output", args.output) if args.output else None
     names, runs = load_sweep(args.sweep)
     runs = runs[args.index :: args.count]
-    if args.list:
-        print(list_runs(runs, Path(args.output) if args.output else None))
+    if args.list or output is None:
+        print(list_runs(runs, output))
         return
-    output = Path(args.output)
     with catch_signals() as interruption, Children(child_command, share_devices(args.jobs)) as children:
         interruption.training_begins()
         if args.trials:

@@ -15,20 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from medvlsm_jax.errors import EXIT_CTRL_C
 from medvlsm_jax.parallel.sharding import batch_sharding, replicated
 
 # What clouds and schedulers send before they take a machine away: SLURM's --signal=USR1@120, and SIGTERM.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EXIT_AGAIN = 75  # EX_TEMPFAIL of BSD's sysexits.h: run the same command again
-EXIT_CTRL_C = 130
 PATIENCE = 5.0  # seconds that a program which is starting up gets to end by itself
 
 
 class Interruption:
     """Whether a signal came, in this process or in another one of the run.
 
-    Until `training_begins` there is nothing to save, so a signal ends the program at once: by an exception, or, while
-    XLA compiles and Python does not get to run, by a thread.
+    Until `training_begins`, and in an evaluation, there is nothing to save, so a signal ends the program at once: by an
+    exception, or, while XLA compiles and Python does not get to run, by a thread.
     """
 
     def __init__(self):
@@ -37,15 +37,15 @@ class Interruption:
         self.asked: jax.Array | None = None
 
     def training_begins(self) -> None:
-        """From here on a signal is remembered, for `is_heard`; a second Ctrl-C still ends the program at once."""
+        """From here on a signal is remembered, for `is_heard`; Ctrl-C after another one ends the program at once."""
         self.is_training = True
 
     def handle(self, number: int, _: object) -> None:
         """What Python does about a signal."""
+        is_repeated = number == signal.SIGINT and bool(self.received)
         self.received.append(number)
-        if not self.is_training:
+        if is_repeated or not self.is_training:
             raise SystemExit(exit_status(number))
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def is_heard(self, mesh: Mesh) -> bool:
         """Whether to stop. All processes ask at the same moments and get the same answer, if need be one question late.
@@ -73,6 +73,17 @@ def leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ends the program by `leave` when a signal has ended the block."""
+    try:
+        yield
+    except SystemExit as stopped:
+        if not jax.distributed.is_initialized():  # else jax ends the processes together
+            leave(int(stopped.code or 0))
+        raise
 
 
 def any_process(mesh: Mesh, flag: bool) -> jax.Array:
@@ -109,7 +120,7 @@ def catch_signals() -> Iterator[Interruption]:
 
 
 def leave_if_busy(interruption: Interruption, heard: socket.socket) -> None:
-    """Ends the program some seconds after a signal before the training that Python does not get to see."""
+    """Ends the program some seconds after a signal that Python does not get to see, where nothing is to be saved."""
     finished = threading.Event()
     with heard:
         while received := heard.recv(1):
@@ -117,5 +128,5 @@ def leave_if_busy(interruption: Interruption, heard: socket.socket) -> None:
             if number in SIGNALS and not interruption.is_training:
                 finished.wait(PATIENCE)
                 if not interruption.received or jax.distributed.is_initialized():  # at exit jax waits for the others
-                    print("stopped while starting: the same command starts again", file=sys.stderr, flush=True)
+                    print("stopped: give the same command again", file=sys.stderr, flush=True)
                     os._exit(exit_status(number))

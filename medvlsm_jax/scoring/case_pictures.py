@@ -16,7 +16,8 @@ from medvlsm_jax.evaluation.file_names import KINDS
 from medvlsm_jax.evaluation.original import mask_overlap
 from medvlsm_jax.evaluation.pictures import captioned_sheet, file_name, overlay, resize_probability
 from medvlsm_jax.models.parameters import Arrays
-from medvlsm_jax.scoring.joined_log import cannot_write, raise_together
+from medvlsm_jax.parallel.first_process import cannot_write
+from medvlsm_jax.scoring.joined_log import raise_together
 from medvlsm_jax.scoring.scorer import Scorer
 from medvlsm_jax.text import percent
 
@@ -69,7 +70,7 @@ def draw_cases(
                         path.parent.mkdir(parents=True, exist_ok=True)
                         picture.save(path, quality=88)
                     except OSError as error:
-                        trouble = cannot_write(folder, error)
+                        trouble = cannot_write(f"--output={folder}", error)
     raise_together(trouble, scorer.mesh)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,11 +12,10 @@ from medvlsm_jax.data.groups import GROUPS
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation import file_names
 from medvlsm_jax.evaluation.cases import CaseLog, Cases, columns
+from medvlsm_jax.parallel.first_process import Result, cannot_write, on_first_process
 from medvlsm_jax.parallel.interruption import any_process
-from medvlsm_jax.parallel.sharding import from_first_process
 
 OTHER = "another process of this evaluation cannot go on: see what it says"
-Result = TypeVar("Result")
 Rows = tuple[Sequence[Mapping[str, Any]], Sequence[np.ndarray]]  # lines, and what is counted for each
 
 
@@ -43,7 +42,7 @@ class JoinedLog:
         Raises:
             UserError: nothing can be written there.
         """
-        self.output, self.mesh = output, mesh
+        self.where, self.mesh = f"--output={output}", mesh
         self.log: CaseLog | None = None
         self.error: UserError | None = None
         self.asked: jax.Array | None = None
@@ -52,7 +51,7 @@ class JoinedLog:
             self.log = CaseLog(output, columns(GROUPS), settings, file_names.RESULTS)
             return self.log.go_on(lines, bytes_each)
 
-        self.first_steps = on_first_process(output, start)
+        self.first_steps = on_first_process(self.where, start)
 
     def append(self, make_rows: Callable[[], Rows]) -> None:
         """Adds the lines of a batch.
@@ -69,7 +68,7 @@ class JoinedLog:
             try:
                 self.log.append(*make_rows())
             except OSError as error:
-                self.error = cannot_write(self.output, error)
+                self.error = cannot_write(self.where, error)
         if jax.process_count() == 1:
             raise_together(self.error, self.mesh)
             return
@@ -80,7 +79,7 @@ class JoinedLog:
     def on_cases(self, action: Callable[[Cases], Result]) -> Result:
         """What an action of the first process makes of all lines, on all processes; raises as `on_first_process`."""
         raise_together(self.error, self.mesh)
-        return on_first_process(self.output, lambda: action(self.written().read()))
+        return on_first_process(self.where, lambda: action(self.written().read()))
 
     def written(self) -> CaseLog:
         """The log itself, on the process that has it."""
@@ -88,38 +87,8 @@ class JoinedLog:
         return self.log
 
 
-def on_first_process(output: Path, action: Callable[[], Result]) -> Result:
-    """What an action of the first process returns, on all of them; it has to be json.
-
-    Raises:
-        UserError: on all processes, when the action cannot write to `output`, or raises one.
-    """
-    result, error = None, None
-    if jax.process_index() == 0:
-        try:
-            result = action()
-        except OSError as its_error:
-            error = cannot_write(output, its_error)
-        except UserError as its_error:
-            error = its_error
-    if jax.process_count() == 1 and error is None:
-        return result  # pyright: ignore[reportReturnType]
-    result, trouble = from_first_process([result, error and str(error)])
-    if trouble:
-        raise error or UserError(trouble)
-    return result
-
-
 def raise_together(error: UserError | None, mesh: Mesh) -> None:
     """Raises an error of this process, and on the others that there is one; all of them have to ask."""
     is_any = error is not None if jax.process_count() == 1 else bool(any_process(mesh, error is not None))
     if is_any:
         raise error or UserError(OTHER)
-
-
-def cannot_write(output: Path, error: OSError) -> UserError:
-    """What to tell of a full disk, or of a folder that is somebody else's."""
-    reason = error.strerror or type(error).__name__
-    return UserError(
-        f"--output={output} cannot be written ({reason}): choose another folder, or make room and give the same command"
-    )

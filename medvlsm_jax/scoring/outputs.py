@@ -23,8 +23,8 @@ from medvlsm_jax.evaluation.pictures import file_name, write_prediction
 from medvlsm_jax.evaluation.probes import summarise_probes
 from medvlsm_jax.evaluation.report import Summary, summarise
 from medvlsm_jax.models import network_of, preset_of
+from medvlsm_jax.parallel.first_process import cannot_write
 from medvlsm_jax.reporting.probe_page import write_probe_page
-from medvlsm_jax.scoring.joined_log import cannot_write
 from medvlsm_jax.scoring.plan import Options, Plan
 from medvlsm_jax.scoring.scorer import BatchScores
 
@@ -50,7 +50,7 @@ def score_case(
         try:
             write_prediction(path.parent, path.name, image, probability, threshold, truth > 0)
         except OSError as error:
-            raise cannot_write(output, error) from error
+            raise cannot_write(f"--output={output}", error) from error
     if not options.original_size:
         return {}
     spacing = record.spacing or (1.0, 1.0)

@@ -30,7 +30,7 @@ from medvlsm_jax.data.language.conditions import (
 from medvlsm_jax.data.language.tokenizers import Tokenizer
 from medvlsm_jax.data.loading import load_split
 from medvlsm_jax.data.reading.cache import stamp
-from medvlsm_jax.errors import UserError, check_folder
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation import file_names
 from medvlsm_jax.evaluation.probes import probed_name
 from medvlsm_jax.evaluation.report import Summary
@@ -126,7 +126,6 @@ def make_plan(
         UserError: something is missing, broken or does not fit.
     """
     check_options(options)
-    check_folder("--output", output)
     prompts = list(dict.fromkeys(prompts)) or default_prompts(checkpoint)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)

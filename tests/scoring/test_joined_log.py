@@ -8,8 +8,10 @@ import pytest
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation.cases import CaseLog
+from medvlsm_jax.parallel import first_process
+from medvlsm_jax.parallel.first_process import on_first_process
 from medvlsm_jax.scoring import joined_log as module
-from medvlsm_jax.scoring.joined_log import OTHER, JoinedLog, on_first_process, raise_together
+from medvlsm_jax.scoring.joined_log import OTHER, JoinedLog, raise_together
 
 LINE = {"dataset": "busi", "prompt": "p6"}
 
@@ -30,7 +32,7 @@ def as_process(monkeypatch):
         monkeypatch.setattr(module.jax, "process_count", lambda: 2)
         monkeypatch.setattr(module.jax, "process_index", lambda: index)
         monkeypatch.setattr(module, "any_process", lambda _, flag: np.bool_(flag or has_trouble))
-        monkeypatch.setattr(module, "from_first_process", lambda value: value if index == 0 else says)
+        monkeypatch.setattr(first_process, "from_first_process", lambda value: value if index == 0 else says)
 
     return be
 
@@ -89,6 +91,6 @@ def test_an_action_of_the_first_process_fails_on_all_of_them(tmp_path, as_proces
     for index, says in ((0, None), (1, [None, "wrong (Read-only file system)"])):
         as_process(index, says)
         with pytest.raises(UserError, match=r"wrong|Read-only file system"):
-            on_first_process(tmp_path, fail)
+            on_first_process(f"--output={tmp_path}", fail)
     as_process(1, says=[5, None])
-    assert on_first_process(tmp_path, fail) == 5
+    assert on_first_process(f"--output={tmp_path}", fail) == 5

@@ -1,0 +1,36 @@
+"""The one door of all folders that flags and fields name."""
+
+import re
+from pathlib import Path
+
+from medvlsm_jax.errors import UserError
+
+BUCKET = re.compile(r"[a-z][a-z0-9+.-]+:/")  # gs://bucket/folder, and what pathlib makes of it
+
+
+def local_folder(flag: str, path: str | Path) -> Path:
+    """A path on this machine, with its ~ expanded.
+
+    Args:
+        flag: that names it.
+        path: as it was given.
+
+    Raises:
+        UserError: it is empty, which would be the current folder, or lies in a bucket.
+    """
+    if not str(path):
+        raise UserError(f"{flag}= is empty: give a folder, or . for the current one")
+    if BUCKET.match(str(path)):
+        raise UserError(f"{flag}={path} is in a bucket, which is not supported: give a folder of this machine")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{flag}={path}: {error}") from error
+
+
+def output_folder(flag: str, path: str | Path) -> Path:
+    """A `local_folder` that is to be written to; raises a UserError when it is a file, too."""
+    folder = local_folder(flag, path)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{flag}={path} is a file: give a folder")
+    return folder
