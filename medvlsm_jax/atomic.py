@@ -32,6 +32,17 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """A folder in another one, which is gone with the block."""
+    temporary = folder / f".{secrets.token_hex(8)}.tmp"
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def remove_abandoned(folder: Path, age: float = 3600.0) -> None:
     """Removes what `replacing` had begun in a folder, or below it, when a run was killed.
 

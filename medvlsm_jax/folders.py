@@ -1,6 +1,7 @@
 """The one door of all folders that flags and fields name."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from medvlsm_jax.errors import UserError
@@ -34,3 +35,20 @@ def output_folder(flag: str, path: str | Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{flag}={path} is a file: give a folder")
     return folder
+
+
+def check_others(flag: str, folder: Path, names: Iterable[str], writer: str) -> None:
+    """Raises a UserError when a folder holds what a program is about to replace, and has not written.
+
+    Args:
+        flag: that names the folder.
+        folder: in which nothing says that the program has written to it.
+        names: of the files and folders that it writes; folders count when there is something in them.
+        writer: what the program is called.
+    """
+    for path in (folder / name for name in names):
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise UserError(
+                f"{flag}={folder} holds {path.name}, which no {writer} has written there: choose another folder, or "
+                "move it away"
+            )

@@ -7,7 +7,6 @@ An image-only network needs no prompt; one with an output for each of several cl
 Writes NAME_mask.png, NAME_probability.png and NAME_overlay.png at each image's own size.
 """
 
-import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,10 +24,14 @@ from medvlsm_jax.data.images import image_endings, open_image, resize_image, to_
 from medvlsm_jax.data.language.prompts import RANDOM, is_numbered
 from medvlsm_jax.data.language.tokenizers import Tokenizer
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.evaluation.file_names import PREDICTIONS, unique_names
 from medvlsm_jax.evaluation.pictures import write_prediction
-from medvlsm_jax.models.apply import forward
+from medvlsm_jax.folders import local_folder, output_folder
+from medvlsm_jax.lease import holding
+from medvlsm_jax.models.apply import NOT_FINITE, forward
 from medvlsm_jax.models.layers import AnyArray
 from medvlsm_jax.models.network import Network, NetworkConfig
+from medvlsm_jax.written import Written
 
 NAMED = 5  # files that are left out, in a line
 
@@ -57,29 +60,46 @@ def predict(
         dtype: of the computation, as in an evaluation float32 whatever the training computed in; or bfloat16.
 
     Raises:
-        UserError: the checkpoint is broken, the prompt is missing or no class, or some images cannot be read; the
-            others are written all the same.
+        UserError: the checkpoint is broken, the prompt is missing or no class, `output` is in use or holds files of
+            others under the names of the pictures; or some images cannot be read, and the others are written all the
+            same.
     """
-    source = load_pretrained(checkpoint, dtype=dtype)
-    model, config = source.model(), source.config
-    request = make_request(config, load_model_tokenizer(tokenizer or source.tokenizer, config), prompt)
-    names = output_names(images)
-    threshold = config.threshold if threshold is None else threshold
-
-    written, failures = [], []
-    for batch in chunks(tqdm(images, unit="img", disable=None), batch_size):
-        readable = [(path, image) for path in batch if (image := try_open(path, failures)) is not None]
-        if not readable:
-            continue
-        pixels = np.stack([resize_image(image, config.image_size) for _, image in readable])
-        padded = np.concatenate([pixels, np.repeat(pixels[:1], batch_size - len(pixels), axis=0)])
-        probabilities = np.asarray(segment(model, padded, request))
-        for (path, image), probability in zip(readable, probabilities, strict=False):
-            write_prediction(Path(output), names[path], image, probability[..., 0], threshold)
-            written.append(Path(output) / f"{names[path]}_mask.png")
+    output = output_folder("--output", output)
+    with holding("--output", output):
+        names, record = output_names(images), Written("--output", output)
+        record.check(f"{name}_{kind}.png" for name in names.values() for kind in PREDICTIONS)
+        source = load_pretrained(checkpoint, dtype=dtype)
+        model, config = source.model(), source.config
+        request = make_request(config, load_model_tokenizer(tokenizer or source.tokenizer, config), prompt)
+        threshold = config.threshold if threshold is None else threshold
+        failures: list[str] = []
+        for path, image, probability in segment_images(model, images, request, batch_size, failures):
+            if not np.isfinite(probability).all():
+                raise UserError(f"{path}: its probabilities are {NOT_FINITE}")
+            with record.adding() as staged:
+                write_prediction(staged, names[path], image, probability, threshold)
     if failures:
         raise UserError(f"{len(failures)} of {len(images)} images are left out: " + "; ".join(failures))
-    return written
+    return [output / f"{names[path]}_mask.png" for path in images]
+
+
+def segment_images(
+    model: Network,
+    images: Sequence[Path],
+    request: Mapping[str, np.ndarray],
+    batch_size: int,
+    failures: list[str],
+) -> Iterator[tuple[Path, Image.Image, np.ndarray]]:
+    """Each image that can be read, with its probabilities (H, W) at the network's size; a line in `failures` else."""
+    batch_size = min(batch_size, len(images))
+    for batch in chunks(tqdm(images, unit="img", disable=None), batch_size):
+        readable = [(path, image) for path in batch if (image := try_open(path, failures)) is not None]
+        if readable:
+            pixels = np.stack([resize_image(image, model.config.image_size) for _, image in readable])
+            padded = np.concatenate([pixels, np.repeat(pixels[:1], batch_size - len(pixels), axis=0)])
+            probabilities = np.asarray(segment(model, padded, request))
+            for (path, image), probability in zip(readable, probabilities, strict=False):
+                yield path, image, probability[..., 0]
 
 
 def make_request(config: NetworkConfig, tokenizer: Tokenizer | None, prompt: str | None) -> dict[str, np.ndarray]:
@@ -121,20 +141,28 @@ def try_open(path: Path, failures: list[str]) -> Image.Image | None:
 
 
 def find_images(path: Path) -> list[Path]:
-    """The file itself, or the images of a folder by their endings; raises UserError when there are none."""
+    """The file itself, or the images of a folder by their endings, but for what an earlier run has put there.
+
+    Raises:
+        UserError: there are none.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise UserError(f"--image={path} does not exist: give an image or a folder of images")
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
     endings = image_endings()
-    images = [file for file in files if file.suffix.lower() in endings]
+    written = Written("--image", path).digests
+    images = [file for file in files if file.suffix.lower() in endings and file.name not in written]
+    made = [file.name for file in files if file.name in written]
     others = [file.name for file in files if file.suffix.lower() not in endings]
     if not images:
-        found = f", but {listed(others)}" if others else ""
+        found = f", but {listed(made + others)}" if made or others else ""
         raise UserError(f"--image={path} holds no images that Pillow reads{found}")
     if others:
         print(f"left out, for Pillow reads no image of such a name: {listed(others)}")
+    if made:
+        print(f"left out, for they are predictions: {listed(made)}")
     return images
 
 
@@ -144,10 +172,13 @@ def listed(names: Sequence[str]) -> str:
 
 
 def output_names(images: Sequence[Path]) -> dict[Path, str]:
-    """What the outputs of each image are called: its stem, or its whole name if any two share a stem."""
-    stems = collections.Counter(path.stem for path in images)
-    shared = any(count > 1 for count in stems.values())
-    return {path: path.name if shared else path.stem for path in images}
+    """What the outputs of each image are called: its stem, or its whole name if any two share a stem.
+
+    Images of the same name, in several folders, are told apart by these.
+    """
+    is_shared = len({path.stem for path in images}) < len(set(images))
+    names = [path.name if is_shared else path.stem for path in images]
+    return dict(zip(images, unique_names(names, [f"{path.parent.name}_{path.name}" for path in images]), strict=True))
 
 
 def chunks(paths: Iterable[Path], size: int) -> Iterator[list[Path]]:
@@ -165,9 +196,9 @@ def chunks(paths: Iterable[Path], size: int) -> Iterator[list[Path]]:
 def main(_: list[str]) -> None:
     """Runs the command line."""
     args = flags.FLAGS
-    images = find_images(Path(args.image))
+    images = find_images(local_folder("--image", args.image))
     written = predict(
-        args.checkpoint,
+        local_folder("--checkpoint", args.checkpoint),
         images,
         args.prompt,
         args.output,

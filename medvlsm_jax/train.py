@@ -109,8 +109,9 @@ def begin(run: Run, state: TrainState, progress: RunProgress, checkpoints: Check
     checkpoints.check_room(to_save(state, progress, run.config), state.frozen)
     if jax.process_index() == 0:
         # What a continued run has written already is left alone: it may be killed while it writes.
-        write_description(run.workdir, source.config, run.tokenizer if is_new else None)
+        # config.json comes first: it says that the folder is a run's.
         atomic.write_text(run.workdir / "config.json", run.config.to_json_best_effort(indent=1) + "\n")
+        write_description(run.workdir, source.config, run.tokenizer if is_new else None)
         print(model_table(abstract_model(source.config), state.trained))
         print(first_lines(run, int(state.step)))
     if is_new:

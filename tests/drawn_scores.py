@@ -21,6 +21,7 @@ THRESHOLD = 0.5
 def measure(probability: jax.Array, target: jax.Array, has_counts: bool) -> dict[str, jax.Array]:
     """What a segmenter tells of probabilities."""
     values = overlap_metrics(probability, target, THRESHOLD)
+    values |= {"finite": jnp.isfinite(probability).all((1, 2, 3))}
     return values | ({"counts": probability_counts(probability, target)} if has_counts else {})
 
 

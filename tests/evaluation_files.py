@@ -76,8 +76,8 @@ def conditions(prompt: str, run: Run) -> list[str]:
 def case(dataset: str, prompt: str, i: int, ease: float, run: Run, rng: np.random.Generator) -> dict[str, Any]:
     """A line of cases.csv."""
     dice = float(np.clip(ease - DROPS.get(prompt.partition("/")[2], 0.0) + rng.normal(0, 0.02), 0, 1))
-    texts = {"dataset": dataset, "prompt": prompt, "image": f"{i}.png", "mask": f"{i}.png", "sentence": run.sentence}
-    texts |= {"class": run.classes[i % len(run.classes)], "sex": ""}
+    texts = {"dataset": dataset, "prompt": prompt, "image": f"{i}.png", "mask": f"{i}.png"}
+    texts |= {"record": str(i), "sentence": run.sentence, "class": run.classes[i % len(run.classes)], "sex": ""}
     texts |= {"unit": "px", "one_empty": "1" if i == 0 else "0", "cluster": f"{dataset}/{i // 2}"}
     return texts | {name: dice for name in METRICS} | {"recall_original": dice, "hd95": 20 * (1 - dice), "nsd": dice}
 

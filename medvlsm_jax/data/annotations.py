@@ -22,9 +22,10 @@ class Record:
         prompts: prompt type (p0, p1, …) -> a sentence or several phrasings.
         target: the class of the object, where the dataset's card names its classes.
         attributes: attribute -> word, where the annotation file has them (`grammars.attributes_of` finds them anyway).
-        name: the mask's path below its dataset's masks; predictions are named after it.
+        name: the mask's path below its dataset's masks; other records may have the same mask.
         spacing: mm of a pixel of the image file, down and across, where the annotation file has it.
         group: the patient or the sequence, where the annotation file names it.
+        key: tells it from all other records of its dataset in an evaluation; predictions are named after it.
     """
 
     card: Card
@@ -36,6 +37,7 @@ class Record:
     name: str = ""
     spacing: tuple[float, float] | None = None
     group: str = ""
+    key: str = ""
 
     @property
     def dataset(self) -> str:

@@ -34,7 +34,6 @@ MASK_VALUES = {
 }
 TURNED = "has an EXIF orientation, which is ignored as in the original: check that image and mask lie alike"
 DUPLICATE = "is listed twice with the same mask: drop one of the records"
-SAME_NAME = "has the name of another mask of the dataset: predictions named after it are overwritten; rename one"
 LEAKED = "is in the split {} and in {} as well: drop one of the records, or what is measured is what was seen"
 COLONDB_COPY = (
     "the annotations are a copy of CVC-ColonDB's, whose sentences describe other images (so they were published): "
@@ -203,15 +202,12 @@ def prompt_error(records: list[Record], prompt: str) -> str:
 
 
 def find_repeated(records: Sequence[Record]) -> Iterator[Finding]:
-    """Records listed twice, and different masks of one name, which is how predictions are named."""
+    """Records listed twice."""
     seen: set[tuple[str, str]] = set()
-    masks: dict[tuple[str, str], str] = {}
     for i, record in enumerate(records):
         image, mask = str(record.image), str(record.mask)
         if (image, mask) in seen:
             yield Finding(WARNING, record.dataset, image, DUPLICATE, (i,))
-        elif masks.setdefault((record.dataset, record.name), mask) != mask:
-            yield Finding(WARNING, record.dataset, mask, SAME_NAME, (i,))
         seen.add((image, mask))
 
 

@@ -1,12 +1,12 @@
 """One line for every image and condition: written while an evaluation runs, read by whatever makes tables of it."""
 
 import bisect
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +17,11 @@ from jaxtyping import Float
 
 from medvlsm_jax import atomic
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.evaluation.file_names import CASES
+from medvlsm_jax.evaluation.file_names import CASES, EVALUATION, PICTURE_FILES
 from medvlsm_jax.evaluation.metrics import ORIGINAL, OVERLAP
+from medvlsm_jax.folders import check_others
 
-KEYS = ("dataset", "prompt", "image", "mask")
+KEYS = ("dataset", "prompt", "image", "mask", "record")
 METRICS = (*OVERLAP, *ORIGINAL)  # at the model's resolution, and at the image's own
 LAST = ("unit", "one_empty", "cluster", "sentence")
 UNFINISHED, SETTINGS, COUNTS = "unfinished.csv", "unfinished.json", "unfinished.counts"
@@ -95,14 +96,30 @@ class CaseLog:
             settings: all that the numbers depend on; it has to be json.
             results: files and folders of an older evaluation that are then removed, so that none is taken for one of
                 this; in their order, the one that says that they are whole first.
+
+        Raises:
+            UserError: there are such files, and nothing says that they are an evaluation's.
         """
         self.folder, self.names = folder, names
         folder.mkdir(parents=True, exist_ok=True)
         if not self._is_of(settings):
-            for path in (folder / name for name in (*results, SETTINGS, UNFINISHED, COUNTS)):
-                path.unlink(missing_ok=True) if not path.is_dir() else shutil.rmtree(path)
-            atomic.write_text(folder / UNFINISHED, self._to_csv([names]))
+            if not self._is_evaluation():
+                check_others("--output", folder, (*results, UNFINISHED, COUNTS), "evaluation")
+            # At every moment something says that the folder is an evaluation's.
+            (folder / UNFINISHED).unlink(missing_ok=True)
             atomic.write_text(folder / SETTINGS, json.dumps(settings) + "\n")
+            for path in (folder / name for name in (*results, COUNTS)):
+                remove_pictures(path) if path.is_dir() else path.unlink(missing_ok=True)
+            atomic.write_text(folder / UNFINISHED, self._to_csv([names]))
+
+    def _is_evaluation(self) -> bool:
+        """Whether an evaluation has written to the folder."""
+        try:
+            return (self.folder / SETTINGS).exists() or "checkpoint" in json.loads(
+                (self.folder / EVALUATION).read_text("utf-8")
+            )
+        except (OSError, ValueError, TypeError):
+            return False
 
     def _is_of(self, settings: Mapping[str, Any]) -> bool:
         try:
@@ -158,8 +175,20 @@ class CaseLog:
     def finish(self) -> None:
         """Makes cases.csv of the lines."""
         os.replace(self.folder / UNFINISHED, self.folder / CASES)
-        for name in (COUNTS, SETTINGS):
-            (self.folder / name).unlink(missing_ok=True)
+        (self.folder / COUNTS).unlink(missing_ok=True)
+
+    def forget_settings(self) -> None:
+        """Removes what says that an evaluation is under way, when another file says what it was."""
+        (self.folder / SETTINGS).unlink(missing_ok=True)
+
+
+def remove_pictures(folder: Path) -> None:
+    """Removes what an evaluation has drawn below a folder, and folders in which nothing else is."""
+    for path, _, names in os.walk(folder, topdown=False):
+        for name in filter(PICTURE_FILES.fullmatch, names):
+            os.unlink(os.path.join(path, name))
+        with contextlib.suppress(OSError):  # it holds something else
+            os.rmdir(path)
 
 
 def cell(value: Any) -> str:

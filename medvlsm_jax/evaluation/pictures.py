@@ -89,6 +89,10 @@ def captioned_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], side: int
 
 
 def file_name(prompt: str) -> str:
-    """A condition as a folder name of at most 80 characters; what is longer ends in a digest of all of it."""
+    """A condition as a folder name of at most 80 characters, which no other has.
+
+    Prompt types and their perturbations are told by their names, and the name of a sentence ends in a digest of it.
+    """
     name = re.sub(r"[^a-zA-Z0-9_]+", "-", prompt).strip("-")
-    return name if len(name) <= 80 else f"{name[:71]}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
+    is_told = re.fullmatch(r"\w+(/\w+)?", prompt, re.ASCII) and len(name) <= 80
+    return name if is_told else f"{name[:71]}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"

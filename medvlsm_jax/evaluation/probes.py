@@ -62,8 +62,8 @@ def summarise_probes(cases: Cases, prompts: Sequence[str]) -> Probes:
 
 def compare(cases: Cases, rows: Sequence[int], others: Sequence[int]) -> dict[str, Any]:
     """The drop of the Dice from the lines `rows` to those of the same records among them in `others`."""
-    of_mask = {cases.texts["mask"][i]: i for i in rows}
-    pairs = np.array([(of_mask[cases.texts["mask"][i]], i) for i in others])
+    of_record = {cases.texts["record"][i]: i for i in rows}
+    pairs = np.array([(of_record[cases.texts["record"][i]], i) for i in others])
     right, wrong = cases.numbers["dice"][pairs.T]
     found = paired(right, wrong, [cases.texts["cluster"][i] for i in others])
     return {

@@ -12,6 +12,8 @@ from medvlsm_jax.models.layers import normalize_pixels
 from medvlsm_jax.models.network import Network, NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
 
+NOT_FINITE = "not finite: the weights are not, or what they make of it is too large for the type of the computation"
+
 
 def encode(model: Network, kind: str, *inputs: jax.Array) -> Any:
     """What the decoder reads of uint8 images or of tokens and their mask."""

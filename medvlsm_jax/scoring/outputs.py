@@ -26,7 +26,7 @@ from medvlsm_jax.models import network_of, preset_of
 from medvlsm_jax.parallel.first_process import cannot_write
 from medvlsm_jax.reporting.probe_page import write_probe_page
 from medvlsm_jax.scoring.plan import Options, Plan
-from medvlsm_jax.scoring.scorer import BatchScores
+from medvlsm_jax.scoring.scorer import BatchScores, check_finite
 
 
 def score_case(
@@ -42,10 +42,11 @@ def score_case(
     """The scores of one image at its own size; writes its mask, probability and overlay if that is asked for.
 
     Raises:
-        UserError: they cannot be written.
+        UserError: they cannot be written, or probabilities are not finite.
     """
+    check_finite(record, bool(np.isfinite(probability).all()))
     if options.save_masks:
-        path = (output / file_names.MASKS / record.dataset / file_name(condition) / record.name).with_suffix("")
+        path = output / file_names.MASKS / record.dataset / file_name(condition) / record.key
         image = to_rgb(open_image(record.image))
         try:
             write_prediction(path.parent, path.name, image, probability, threshold, truth > 0)
@@ -62,8 +63,8 @@ def case_rows(dataset: str, loader: Loader, scores: BatchScores) -> tuple[list[d
     rows, counts = [], []
     for row, index in enumerate(scores.indices):
         record = loader.records[index]
-        about = {"dataset": dataset, "image": record.image.name, "mask": record.name, "cluster": cluster_of(record)}
-        about |= groups_of(record) | {"unit": "mm" if record.spacing else "px"}
+        about = {"dataset": dataset, "image": record.image.name, "mask": record.name, "record": record.key}
+        about |= {"cluster": cluster_of(record)} | groups_of(record) | {"unit": "mm" if record.spacing else "px"}
         for condition, variants in (loader.variants or {}).items():
             if is_asked(variants, index):
                 values: dict[str, Any] = {name: float(column[row]) for name, column in scores.scores[condition].items()}
@@ -82,6 +83,7 @@ def write_results(plan: Plan, log: CaseLog, cases: Cases) -> Summary:
     about |= {"datasets": list(plan.sets), "prompts": plan.prompts, "target": plan.target}
     about |= dataclasses.asdict(plan.options) | {"settings": plan.settings}
     write_json(plan.output / file_names.EVALUATION, about)
+    log.forget_settings()
     return summary
 
 
@@ -99,7 +101,7 @@ def write_tables(plan: Plan, log: CaseLog, cases: Cases, summary: Summary) -> No
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a json file, whole or not at all."""
-    atomic.write_text(path, json.dumps(content, indent=1) + "\n")
+    atomic.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def describe_run(checkpoint: str | Path, source: Pretrained) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ from medvlsm_jax.models import check_image_size, network_of
 from medvlsm_jax.parallel import sharding
 from medvlsm_jax.scoring.scorer import eval_batch_size
 
-VERSION = 1  # raise it when the same command gives other numbers
+VERSION = 2  # raise it when the same command gives other numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +176,16 @@ def read_sets(
         if records:
             report = output / "findings" / f"{name}.csv" if is_first else None
             options = {"on_bad": config.data.on_bad, "cache": cache, "report": report, "is_shown": is_first}
-            sets[name] = verify(records, *prompts, **options)
+            sets[name] = with_keys(verify(records, *prompts, **options))
     return sets
+
+
+def with_keys(records: Sequence[Record]) -> list[Record]:
+    """The records of a dataset with their keys: the mask's name, and the image's where several have the same mask."""
+    masks = [str(PurePosixPath(record.name).with_suffix("")) for record in records]
+    longer = [f"{mask}_{record.image.stem}" for mask, record in zip(masks, records, strict=True)]
+    keys = file_names.unique_names(masks, longer)
+    return [dataclasses.replace(record, key=key) for record, key in zip(records, keys, strict=True)]
 
 
 def make_conditions(records: Sequence[Record], prompts: Sequence[str], options: Options) -> Conditions:

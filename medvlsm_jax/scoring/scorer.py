@@ -14,14 +14,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.reading.pipeline import HostBatch, Loader, eval_batches
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.models.apply import Values
+from medvlsm_jax.models.apply import NOT_FINITE, Values
 from medvlsm_jax.models.parameters import Arrays
 from medvlsm_jax.parallel.sharding import local_rows, prefetch
 from medvlsm_jax.scoring.host_cores import HostScores, open_cores
 from medvlsm_jax.scoring.joined_log import OTHER
-from medvlsm_jax.scoring.segmenter import COUNTS, INDEX, PROBABILITY, VALID, Segmenter
+from medvlsm_jax.scoring.segmenter import COUNTS, FINITE, INDEX, PROBABILITY, VALID, Segmenter
 
 Item = TypeVar("Item")
 
@@ -126,6 +127,9 @@ class Scorer:
             loader: reads the records.
             first_step: the batch that comes first.
             on_answer: is called with each batch under each condition.
+
+        Raises:
+            UserError: a probability is not finite.
         """
         with contextlib.ExitStack() as stack:
             answers = stack.enter_context(contextlib.closing(self.segment(arrays, loader, first_step)))
@@ -135,7 +139,7 @@ class Scorer:
                 cores = stack.enter_context(open_cores(self.on_host, loader.records, num_workers))
             before: PendingScores | None = None
             for _, several in itertools.groupby(answers, key=lambda answer: answer.step):
-                pending = PendingScores(self.host_names if cores else None)
+                pending = PendingScores(loader.records, self.host_names if cores else None)
                 for answer in several:
                     on_answer(answer)
                     pending.add(answer, cores.start(answer.condition, answer.batch, answer.maps()) if cores else {})
@@ -149,13 +153,14 @@ class Scorer:
 class PendingScores:
     """A batch under way: what the devices find under each condition, and what this host's cores do."""
 
-    def __init__(self, host_names: Sequence[str] | None):
+    def __init__(self, records: Sequence[Record], host_names: Sequence[str] | None):
         """Nothing yet.
 
         Args:
+            records: that batches are of.
             host_names: of the values that the host finds; None where it finds none.
         """
-        self.host_names = host_names
+        self.records, self.host_names = records, host_names
         self.values: dict[str, Values] = {}
         self.rows = np.zeros(0, np.int64), np.zeros(0, bool)  # this process's: index of the record, is it no filling
         self.jobs: dict[tuple[str, int], Future[dict[str, float]]] = {}
@@ -167,7 +172,7 @@ class PendingScores:
         self.jobs |= {(answer.condition, row): job for row, job in jobs.items()}
 
     def finish(self) -> BatchScores:
-        """Waits for all of it; raises what a job raised, and on the other processes a UserError."""
+        """Waits for all of it; raises as `check_finite`, what a job raised, and on the other processes a UserError."""
         read = {name: {key: np.asarray(x) for key, x in values.items()} for name, values in self.values.items()}
         (first, *_) = read.values()
         order = record_order(first[INDEX], first[VALID])
@@ -175,6 +180,9 @@ class PendingScores:
             name: {key: x[order] for key, x in values.items() if key not in (INDEX, VALID)}
             for name, values in read.items()
         }
+        for values in scores.values():
+            for index, is_finite in zip(first[INDEX][order], values.pop(FINITE), strict=True):
+                check_finite(self.records[index], bool(is_finite))
         counts = {name: values.pop(COUNTS) for name, values in scores.items() if COUNTS in values}
         if self.host_names is not None:
             found = self.gather_jobs(self.host_names)
@@ -201,6 +209,12 @@ class PendingScores:
             raise UserError(OTHER)
         order = record_order(rows[:, 0], rows[:, 1] > 0)
         return rows[order, 3:].reshape(len(order), *found.shape[1:])
+
+
+def check_finite(record: Record, is_finite: bool) -> None:
+    """Raises a UserError when the probabilities of a record are not finite: any number made of them would be wrong."""
+    if not is_finite:
+        raise UserError(f"{record.dataset}: the probabilities of {record.image.name} are {NOT_FINITE}")
 
 
 def eval_batch_size(num_records: int, batch_size: int, mesh: Mesh) -> int:

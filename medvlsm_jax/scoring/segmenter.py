@@ -21,7 +21,8 @@ from medvlsm_jax.models.parameters import Arrays, merge_model
 from medvlsm_jax.parallel.sharding import REPLACED, batch_sharding, replicated, with_mesh
 
 OWN = ""  # the condition of a batch without variants: each record's own sentence
-PROBABILITY, INDEX, VALID, COUNTS = "probability", "index", "valid", "counts"  # values besides metrics
+# Values besides metrics.
+PROBABILITY, INDEX, VALID, COUNTS, FINITE = "probability", "index", "valid", "counts", "finite"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Segmenter:
     """Probabilities and metrics of batches; what is compiled for one checkpoint serves all others of its network.
 
     Of each image there are `probability` (B, H, W, 1), which stays where its rows are, and on all processes OVERLAP,
-    `index` and `valid`: rows lie in the order of the mesh, which need not be that of the records.
+    `index`, `valid`, and `finite`, whether all its probabilities are. Rows lie in the order of the mesh, which need not
+    be that of the records.
 
     Attributes:
         threshold: of the probabilities, in OVERLAP.
@@ -119,7 +121,7 @@ def make_segmenter(config: NetworkConfig, mesh: Mesh, loss: Loss | None = None) 
     def measure(probability: Float[Array, "b h w 1"], batch: Batch, has_counts: bool) -> Values:
         target = batch["mask"].astype(jnp.float32)
         values = overlap_metrics(probability, target, config.threshold)
-        values |= {name: batch[name] for name in (INDEX, VALID)}
+        values |= {name: batch[name] for name in (INDEX, VALID)} | {FINITE: jnp.isfinite(probability).all((1, 2, 3))}
         return values | ({COUNTS: probability_counts(probability, target)} if has_counts else {})
 
     def own(arrays: Arrays, batch: Batch) -> Values:
@@ -128,7 +130,7 @@ def make_segmenter(config: NetworkConfig, mesh: Mesh, loss: Loss | None = None) 
         values = measure(probability, batch, has_counts=False) | {PROBABILITY: probability}
         return values | ({} if loss is None else {"loss": loss(logits, target), "weight": loss.weights(target)})
 
-    names = (*OVERLAP, INDEX, VALID, *(() if loss is None else ("loss", "weight")))
+    names = (*OVERLAP, INDEX, VALID, FINITE, *(() if loss is None else ("loss", "weight")))
     return Segmenter(
         config.threshold,
         jax.jit(with_mesh(mesh, encode), static_argnums=2, out_shardings=by_rows),

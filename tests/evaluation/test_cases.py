@@ -69,9 +69,11 @@ def test_lines_of_other_settings_are_not_gone_on_with(log):
 
 
 def test_a_new_evaluation_removes_the_results_of_an_older_one(tmp_path):
-    for name in ("evaluation.json", "probe.json", "mine.txt"):
+    (tmp_path / "evaluation.json").write_text('{"checkpoint": "old"}')
+    for name in ("probe.json", "mine.txt"):
         (tmp_path / name).write_text("old")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "busi").mkdir(parents=True)
+    (tmp_path / "pictures" / "busi" / "worst_0.jpg").touch()
     results = ("evaluation.json", "probe.json", "pictures", "curves.json")
     CaseLog(tmp_path, NAMES, {"tolerance": 1}, results)
     assert not {path.name for path in tmp_path.iterdir()} & set(results)
@@ -87,7 +89,31 @@ def test_finished_lines_take_the_place_of_older_ones(log, tmp_path):
     assert (tmp_path / "cases.csv").read_text() == "old"
     started.finish()
     assert len(read_cases(tmp_path / "cases.csv")) == 1
+    started.forget_settings()
     assert [path.name for path in tmp_path.iterdir()] == ["cases.csv"]
+
+
+def test_what_is_no_evaluations_is_neither_replaced_nor_removed(log, tmp_path):
+    """A dataset's folder given as --output: its masks are no results."""
+    mask = tmp_path / "data" / "masks" / "benign (1)_mask.png"
+    mask.parent.mkdir(parents=True)
+    mask.touch()
+    with pytest.raises(UserError, match=r"holds masks, which no evaluation has written there: choose another folder"):
+        CaseLog(tmp_path / "data", NAMES, {}, ("evaluation.json", "masks"))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["masks"]
+    (tmp_path / "data" / "evaluation.json").write_text('{"of": "another program"}')
+    with pytest.raises(UserError, match=r"holds evaluation.json"):
+        CaseLog(tmp_path / "data", NAMES, {}, ("evaluation.json",))
+
+
+def test_of_an_older_evaluation_what_a_user_has_put_there_stays(tmp_path):
+    masks = tmp_path / "masks" / "busi" / "p6"
+    masks.mkdir(parents=True)
+    for name in ("a_mask.png", "a_overlay.png", "notes.txt"):
+        (masks / name).touch()
+    CaseLog(tmp_path, NAMES, {"tolerance": 1})
+    CaseLog(tmp_path, NAMES, {"tolerance": 2}, ("masks",))
+    assert [path.name for path in masks.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("text", ["", "dataset,prompt\na\n", "no,such,columns\n1,2,3\n"])

@@ -31,7 +31,7 @@ def test_an_image_of_any_mode_gets_three_pictures_of_its_size(run, tmp_path, nam
     path = save(tmp_path / name, name.split(".")[0])
     (written,) = predict(run, [path], "one polyp", tmp_path / "out", batch_size=2)
     assert written == tmp_path / "out" / f"{path.stem}_mask.png"
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+    assert {p.name for p in (tmp_path / "out").glob("[!.]*")} == {
         f"{path.stem}_{kind}.png" for kind in ("mask", "probability", "overlay")
     }
     for kind, mode in (("mask", "L"), ("probability", "L"), ("overlay", "RGB")):
@@ -155,3 +155,63 @@ def test_no_images_are_an_error_that_names_the_flag(tmp_path):
         find_images(tmp_path)
     with pytest.raises(UserError, match=f"--image={tmp_path / 'nowhere'} does not exist"):
         find_images(tmp_path / "nowhere")
+
+
+# --- What is not ours -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def busi(tmp_path) -> Path:
+    """An image beside its mask, as BUSI's download has them."""
+    folder = tmp_path / "busi"
+    folder.mkdir()
+    save(folder / "benign (1).png", "RGB")
+    save(folder / "benign (1)_mask.png", "L")
+    return folder
+
+
+def test_a_mask_of_the_users_is_not_replaced_by_a_prediction(run, busi):
+    before = (busi / "benign (1)_mask.png").read_bytes()
+    with pytest.raises(UserError, match=r"holds benign \(1\)_mask.png, which this program has not written") as error:
+        predict(run, find_images(busi), "one tumor", busi, batch_size=2)
+    assert "\n" not in str(error.value)
+    assert {path.name: path.stat().st_size > 0 for path in busi.iterdir()} == {
+        "benign (1).png": True,
+        "benign (1)_mask.png": True,
+    }
+    assert (busi / "benign (1)_mask.png").read_bytes() == before
+
+
+def test_the_folder_of_the_images_may_be_the_output_and_predictions_are_no_images(run, tmp_path, capsys):
+    save(tmp_path / "a.png", "RGB")
+    for _ in range(2):
+        assert find_images(tmp_path) == [tmp_path / "a.png"]
+        predict(run, find_images(tmp_path), "one tumor", tmp_path, batch_size=2)
+    assert "left out, for they are predictions: a_mask.png, a_overlay.png, a_probability.png" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("[!.]*"))) == 4
+
+
+def test_a_prediction_that_was_corrected_by_hand_is_the_users(run, tmp_path):
+    image = save(tmp_path / "a.png", "RGB")
+    (mask,) = predict(run, [image], "one tumor", tmp_path / "out")
+    mask.write_bytes(b"corrected")
+    with pytest.raises(UserError, match="or which was changed since"):
+        predict(run, [image], "one tumor", tmp_path / "out")
+    assert mask.read_bytes() == b"corrected"
+
+
+def test_images_of_one_name_in_two_folders_keep_masks_of_their_own(run, tmp_path):
+    images = []
+    for name in ("left", "right"):
+        (tmp_path / name).mkdir()
+        images.append(save(tmp_path / name / "a.png", "RGB"))
+    written = predict(run, images, "one tumor", tmp_path / "out")
+    assert [path.name for path in written] == ["left_a.png_mask.png", "right_a.png_mask.png"]
+
+
+def test_probabilities_that_are_not_finite_are_refused(run_copy, tmp_path, monkeypatch):
+    monkeypatch.setattr("medvlsm_jax.predict.segment", lambda model, pixels, _: np.full((*pixels.shape[:3], 1), np.nan))
+    image = save(tmp_path / "a.png", "RGB")
+    with pytest.raises(UserError, match=r"a.png: its probabilities are not finite"):
+        predict(run_copy, [image], "one tumor", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -124,7 +124,8 @@ class WatchedSegmenter(Segmenter):
             number = len({*self.numbers.values()})
             self.events.append(("dispatched", number))
             mask = batch["mask"].astype(jnp.float32)
-            values = {"probability": mask, "dice": mask[:, 0, 0, 0], "index": batch["index"], "valid": batch["valid"]}
+            values = {"probability": mask, "dice": mask[:, 0, 0, 0], "finite": mask[:, 0, 0, 0] < 2}
+            values |= {"index": batch["index"], "valid": batch["valid"]}
             values = {key: jnp.copy(value) for key, value in values.items()}
             self.arrays.append(values.copy())  # they stay, so that no other gets their ids
             self.numbers.update({id(value): number for value in values.values()})

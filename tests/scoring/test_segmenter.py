@@ -87,7 +87,7 @@ def test_without_variants_the_own_sentences_are_asked_in_one_program(network, me
     assert name == OWN
     np.testing.assert_allclose(values["probability"], expected, atol=1e-6)
     np.testing.assert_array_equal(values["index"], batches[0]["index"])
-    assert values.keys() == {"probability", "index", "valid", *OVERLAP, "loss", "weight"}
+    assert values.keys() == {"probability", "index", "valid", "finite", *OVERLAP, "loss", "weight"}
     assert values["loss"].is_fully_replicated
     assert not values["probability"].is_fully_replicated
 
