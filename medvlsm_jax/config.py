@@ -1,7 +1,9 @@
 """The fields of a run's config, and how a config string overrides them."""
 
+import dataclasses
 import difflib
 import json
+import math
 import re
 from typing import Any
 
@@ -46,7 +48,7 @@ def base_config() -> ml_collections.ConfigDict:
     config.schedule = "constant"  # or "cosine", down to 0 over all steps
     config.warmup_steps = 0
     config.weight_decay = 1e-3
-    config.max_grad_norm = 0.5
+    config.max_grad_norm = 0.5  # the gradient is clipped to it; 0: not at all
     config.plateau = ml_collections.ConfigDict({"factor": 0.1, "patience": 5, "threshold": 1e-4})
     config.early_stopping = ml_collections.ConfigDict({"patience": 20, "min_delta": 1e-4, "min_epochs": 10})
     config.ema = 0.0  # decay of a moving average of the parameters, which is then validated and loaded; 0: none
@@ -80,12 +82,8 @@ def base_config() -> ml_collections.ConfigDict:
 
 
 def reader_options(data: Any) -> dict[str, Any]:
-    """The fields of `config.data` that say who reads; raises UserError when one is negative."""
-    options = {name: data[name] for name in ("num_workers", "num_threads")}
-    for name, value in options.items():
-        if value < 0:
-            raise UserError(f"config.data.{name}={value}: give 0 or a larger number")
-    return options
+    """The fields of `config.data` that say who reads."""
+    return {name: data[name] for name in ("num_workers", "num_threads")}
 
 
 def published_config(model: str, *, batch_size: int, learning_rate: float) -> ml_collections.ConfigDict:
@@ -172,13 +170,75 @@ def parse_value(name: str, text: str, kind: type) -> Any:
         raise UserError(f"config string: {name}={text} should be of type {kind.__name__}") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What a number may be.
+
+    Attributes:
+        least: the smallest.
+        most: the largest.
+        is_above: whether it has to be larger than `least`.
+        is_below: whether it has to be smaller than `most`.
+        hint: what else to say.
+    """
+
+    least: float = 0
+    most: float = math.inf
+    is_above: bool = False
+    is_below: bool = False
+    hint: str = ""
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies within; none that is not finite does."""
+        is_low = value <= self.least if self.is_above else value < self.least
+        is_high = value >= self.most if self.is_below else value > self.most
+        return math.isfinite(value) and not is_low and not is_high
+
+    def __str__(self) -> str:
+        low = f"above {self.least}" if self.is_above else f"from {self.least}"
+        high = f" {'and below' if self.is_below else 'to'} {self.most}" if math.isfinite(self.most) else " on"
+        return f"{low}{'' if self.is_above and not math.isfinite(self.most) else high}{self.hint}"
+
+
+POSITIVE, COUNT = Bounds(is_above=True), Bounds()
+NUMBERS = {
+    "image_size": Bounds(hint=", 0 for the model's"),
+    "seed": Bounds(0, 2**31 - 1),
+    "batch_size": Bounds(1),
+    "accumulation": Bounds(1),
+    "num_epochs": Bounds(1),
+    "max_steps": COUNT,
+    "learning_rate": POSITIVE,
+    "warmup_steps": COUNT,
+    "weight_decay": COUNT,
+    "max_grad_norm": Bounds(hint=", 0 for no clipping"),
+    "plateau.factor": Bounds(0, 1, is_above=True),
+    "plateau.patience": COUNT,
+    "plateau.threshold": Bounds(0, 1, is_below=True),
+    "early_stopping.patience": COUNT,
+    "early_stopping.min_delta": COUNT,
+    "early_stopping.min_epochs": COUNT,
+    "ema": Bounds(0, 1, is_below=True, hint=", 0 for none, or a decay such as 0.999"),
+    "pool.temperature": Bounds(1),
+    "mesh.data": Bounds(-1),
+    "mesh.fsdp": Bounds(-1),
+    "data.num_workers": COUNT,
+    "data.num_threads": COUNT,
+    "features.limit_gib": Bounds(hint=", 0 for half of what is free"),
+    "log_every_steps": Bounds(1),
+    "checkpoint_every_steps": COUNT,
+    "num_overlays": COUNT,
+}
+
+
 def check_numbers(config: Any) -> None:
-    """Raises UserError when a number in the config makes no sense."""
-    for name, least in (("seed", 0), ("max_steps", 0), ("log_every_steps", 1), ("num_epochs", 1)):
-        if config[name] < least:
-            raise UserError(f"config.{name}={config[name]}: give {least} or a larger number")
-    if not 0 <= config.ema < 1:
-        raise UserError(f"config.ema={config.ema}: give 0 for none, or a decay below 1 such as 0.999")
+    """Raises UserError when a number in the config of a run, or of an evaluation, makes no sense."""
+    for name, bounds in NUMBERS.items():
+        value = config
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, ml_collections.ConfigDict) else None
+        if value is not None and not bounds.holds(value):
+            raise UserError(f"config.{name}={value}: give a number {bounds}")
 
 
 def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from medvlsm_jax.evaluation.file_names import PREDICTIONS, unique_names
 from medvlsm_jax.evaluation.pictures import write_prediction
 from medvlsm_jax.folders import local_folder, output_folder
 from medvlsm_jax.lease import holding
+from medvlsm_jax.models import check_number
 from medvlsm_jax.models.apply import NOT_FINITE, forward
 from medvlsm_jax.models.layers import AnyArray
 from medvlsm_jax.models.network import Network, NetworkConfig
@@ -72,6 +73,7 @@ def predict(
         model, config = source.model(), source.config
         request = make_request(config, load_model_tokenizer(tokenizer or source.tokenizer, config), prompt)
         threshold = config.threshold if threshold is None else threshold
+        check_number("threshold", threshold)
         failures: list[str] = []
         for path, image, probability in segment_images(model, images, request, batch_size, failures):
             if not np.isfinite(probability).all():

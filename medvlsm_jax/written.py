@@ -44,6 +44,11 @@ class Written:
                     "since: choose another folder, or move the file away"
                 )
 
+    def adopt(self, names: Iterable[str]) -> None:
+        """Takes files that are there for ours, of which another sign says so, unless they are recorded already."""
+        found = [name for name in names if name not in self.digests and (self.folder / name).is_file()]
+        self._record(self.folder, found)
+
     @contextlib.contextmanager
     def adding(self) -> Iterator[Path]:
         """A folder whose files take their places when the block ends well; raises UserError as `check`, or for a disk.
@@ -66,10 +71,10 @@ class Written:
                 f"{self.flag}={self.folder} cannot be written ({reason}): choose another folder, or make room"
             ) from error
 
-    def _record(self, staged: Path, names: Iterable[str]) -> None:
+    def _record(self, folder: Path, names: Iterable[str]) -> None:
         with (self.folder / RECORD).open("a", encoding="utf-8") as record:
             for name in names:
-                digest = digest_of(staged / name)
+                digest = digest_of(folder / name)
                 if digest not in self.digests.setdefault(name, set()):
                     self.digests[name].add(digest)
                     record.write(json.dumps({"name": name, "sha256": digest}) + "\n")

@@ -25,6 +25,8 @@ from medvlsm_jax.data.language.grammars import ALIASES, named_grammar
 from medvlsm_jax.data.preparing.annotate import KEEPABLE, Described, annotate, describe_records
 from medvlsm_jax.data.preparing.overrides import read_descriptions_file, read_overrides
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.folders import local_folder
+from medvlsm_jax.lease import holding
 from medvlsm_jax.text import table
 
 SHOWN = 20  # differences printed for an attribute; --output has them all
@@ -81,10 +83,16 @@ def compare(described: Sequence[Described], card: Card, output: str) -> None:
         print(f"all differences are written to {output}")
 
 
+def check_output(output: str, inputs: Sequence[str]) -> None:
+    """Raises a UserError when the csv of differences would replace what is read."""
+    if output and Path(output).expanduser() in [Path(name).expanduser() for name in inputs if name]:
+        raise UserError(f"--output={output} is read as well: give another file")
+
+
 def main(_: list[str]) -> None:
     """Runs the command line."""
     args = flags.FLAGS
-    card, folder = named_card(args.dataset), Path(args.data_dir).expanduser()
+    card, folder = named_card(args.dataset), local_folder("--data_dir", args.data_dir)
     if card.members:
         raise UserError(f"--dataset={args.dataset} is a pool: make the prompts of its datasets one by one")
     folder /= card.name
@@ -99,9 +107,11 @@ def main(_: list[str]) -> None:
     descriptions = read_descriptions_file(Path(args.descriptions).expanduser()) if args.descriptions else None
     options = {"workers": args.num_workers, "overrides": overrides, "keep": keep, "true_thirds": args.true_thirds}
     if args.compare:
+        check_output(args.output, (args.attributes, args.descriptions))
         compare(describe_records(folder, card, **options), card, args.output)
         return
-    counts = annotate(folder, card, descriptions=descriptions, **options)
+    with holding("--data_dir", folder):
+        counts = annotate(folder, card, descriptions=descriptions, **options)
     print(f"{', '.join(f'{split} {counts[split]}' for split in SPLITS)} records written to {folder / 'anns'}")
 
 

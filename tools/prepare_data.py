@@ -13,7 +13,6 @@ The download is only read. Splits are the published ones (--annotations), those 
 sequence or image. A run that was cut off is continued by the same command, and a complete folder is left as it is.
 """
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,10 +29,12 @@ from medvlsm_jax.data.integrity import ERROR, findings_table, inspect_dataset
 from medvlsm_jax.data.language.grammars import GENERAL, GRAMMARS
 from medvlsm_jax.data.language.prompts import check_prompt, choose_prompt, split_prompts
 from medvlsm_jax.data.loading import load_records
-from medvlsm_jax.data.preparing.arrayrecord_writer import write_store
+from medvlsm_jax.data.preparing.arrayrecord_writer import store_folder, write_store
 from medvlsm_jax.data.preparing.prepare import ON_LEAK, prepare
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation.pictures import captioned_sheet, overlay
+from medvlsm_jax.folders import local_folder
+from medvlsm_jax.lease import holding
 from medvlsm_jax.text import table
 
 PATHS = ("raw", "data_dir", "annotations", "preview", "array_record")  # flags
@@ -130,14 +131,17 @@ def verify(dataset: str, data_dir: str, prompts: Sequence[str]) -> None:
 
 def preview(dataset: str, data_dir: str, path: Path, prompt: str) -> None:
     """Draws a sheet of some images of each split with their masks outlined and their sentences."""
-    rows = []
+    rows, inputs = [], set()
     for split in SPLITS:
         records = load_records(data_dir, dataset, split, is_required=False)
+        inputs |= {str(file) for record in records for file in (record.image, record.mask)}
         check_prompt(records, prompt)
         chosen = [records[len(records) * i // PREVIEWED] for i in range(min(PREVIEWED, len(records)))]
         rows += [[(outlined(record), choose_prompt(record, prompt)) for record in chosen]] if chosen else []
     if not rows:
         raise UserError(f"{dataset}: no annotation file in {data_dir} has records")
+    if str(path.resolve()) in {str(Path(file).resolve()) for file in inputs}:
+        raise UserError(f"--preview={path} is a file of the dataset: give another FILE.png")
     try:
         captioned_sheet(rows).save(path)
     except (OSError, ValueError) as error:
@@ -155,26 +159,28 @@ def store(args: flags.FlagValues) -> None:
     """Writes a prepared dataset, or each of a pool, as ArrayRecord."""
     cards = {card.name: card for split in SPLITS for card in split_members(args.dataset, split)}
     for card in cards.values():
-        folder = write_store(
-            args.data_dir, card, args.array_record, image_size=args.image_size, num_shards=args.num_shards
-        )
+        with holding("--array_record", store_folder(args.array_record, card, args.image_size)):
+            folder = write_store(
+                args.data_dir, card, args.array_record, image_size=args.image_size, num_shards=args.num_shards
+            )
         print(f"{card.name}: {folder}; runs read it with --config.data_dir={args.array_record}")
 
 
 def import_raw(args: flags.FlagValues) -> None:
     """Brings a raw download into the layout."""
     card = chosen_card(args.dataset)
-    records = prepare(
-        card,
-        Path(args.raw),
-        Path(args.data_dir),
-        annotations=Path(args.annotations) if args.annotations else None,
-        seed=args.seed,
-        workers=args.num_workers,
-        on_leak=args.on_leak,
-        per_class=args.per_class,
-        max_side=args.max_side,
-    )
+    with holding("--data_dir", Path(args.data_dir) / card.name):
+        records = prepare(
+            card,
+            Path(args.raw),
+            Path(args.data_dir),
+            annotations=Path(args.annotations) if args.annotations else None,
+            seed=args.seed,
+            workers=args.num_workers,
+            on_leak=args.on_leak,
+            per_class=args.per_class,
+            max_side=args.max_side,
+        )
     print(summary(card, args.dataset, args.data_dir, records))
 
 
@@ -185,7 +191,8 @@ def main(_: list[str]) -> None:
         print(card_text(known_card(args.dataset)) if args.dataset else list_cards())
         return
     for name in PATHS:  # the shell leaves the ~ of --raw=~/Downloads as it is
-        setattr(args, name, os.path.expanduser(args[name].value or ""))
+        given = str(args[name].value or "")
+        setattr(args, name, given and str(local_folder(f"--{name}", given)))
     is_prepared = args.verify or args.preview or args.array_record
     needed = ("dataset", "data_dir") if is_prepared else ("dataset", "raw", "data_dir")
     if missing := [f"--{name}" for name in needed if not args[name].value]:

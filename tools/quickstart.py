@@ -23,6 +23,8 @@ from medvlsm_jax.evaluate import default_config, evaluate
 from medvlsm_jax.evaluation.file_names import PROBE
 from medvlsm_jax.evaluation.pictures import captioned_sheet
 from medvlsm_jax.evaluation.probes import Probes
+from medvlsm_jax.folders import output_folder
+from medvlsm_jax.lease import holding
 from medvlsm_jax.predict import predict
 from medvlsm_jax.text import interval, percent, table
 from medvlsm_jax.train import train
@@ -88,8 +90,9 @@ def draw_predictions(data_dir: Path, output: Path) -> None:
 def main(_: list[str]) -> None:
     """Runs the command line."""
     start, args = time.monotonic(), flags.FLAGS
-    output = Path(args.output)
-    results, probes = quickstart(output, args.num_images, args.overrides)
+    output = output_folder("--output", args.output)
+    with holding("--output", output):
+        results, probes = quickstart(output, args.num_images, args.overrides)
     rows = [["the model is given", "Dice", "IoU", "n"]]
     for name, (_prompt, label) in CONDITIONS.items():
         dice, iou, n = (results[name][key] for key in ("dice_mean", "iou_mean", "n"))

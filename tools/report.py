@@ -3,11 +3,11 @@ r"""Makes the paper's tables and figures of finished evaluations.
     python tools/report.py RUNS [RUNS …] --output=DIR
 
 Every folder with an evaluation.json below RUNS is taken. Writes DIR/report.html, one page that needs nothing but
-itself; DIR/tables with CSV and LaTeX; DIR/figures with PDF and PNG for print. Files of these kinds that an older report
-has left in these two folders are removed.
+itself; DIR/tables with CSV and LaTeX; DIR/figures with PDF and PNG for print. What an older report has written there
+is replaced or removed, and nothing else.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -18,12 +18,14 @@ from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.cards import CARDS, split_members
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.folders import local_folder, output_folder
+from medvlsm_jax.lease import holding
 from medvlsm_jax.reporting.comparison import collect_results
-from medvlsm_jax.reporting.evaluations import Evaluation, find_evaluations
+from medvlsm_jax.reporting.evaluations import Evaluation, Problem, find_evaluations
 from medvlsm_jax.reporting.figures import write_figure
 from medvlsm_jax.reporting.page import Plate, count, document
 from medvlsm_jax.reporting.sections import make_sections
 from medvlsm_jax.reporting.tables import write_tables
+from medvlsm_jax.written import Written
 
 
 def training_datasets(dataset: str) -> list[str]:
@@ -39,14 +41,6 @@ def classes_by_dataset(evaluations: Sequence[Evaluation]) -> dict[str, tuple[str
     return {card.name: card.targets for card in cards}
 
 
-def remove_old(output: Path, written: Set[Path]) -> None:
-    """Removes the tables and figures of an older report in the same folder."""
-    for folder, endings in (("tables", (".csv", ".tex")), ("figures", (".pdf", ".png"))):
-        for path in (output / folder).glob("*"):
-            if path.suffix in endings and path not in written:
-                path.unlink()
-
-
 def write_report(roots: Sequence[str | Path], output: str | Path, title: str = "Evaluation report") -> Path:
     """Writes the page, tables and figures of all evaluations below some folders.
 
@@ -59,24 +53,34 @@ def write_report(roots: Sequence[str | Path], output: str | Path, title: str = "
         The path of the page.
 
     Raises:
-        UserError: a folder does not exist, or holds no finished evaluation, or `output` is a file.
+        UserError: a folder does not exist, or holds no finished evaluation; or `output` is a file, in use, or holds
+            files of others under the names of the report's.
     """
     output = output_folder("--output", output)
     evaluations, problems = find_evaluations([local_folder("RUNS", root) for root in roots], training_datasets)
-    results = collect_results(evaluations, classes_by_dataset(evaluations))
-    written = write_tables(output / "tables", evaluations, results)
-    sections = make_sections(evaluations, results, problems)
-    plates = [part for section in sections for part in section.body if isinstance(part, Plate)]
-    for plate in tqdm(plates, desc="figures", disable=None):
-        written |= write_figure(output / "figures", plate.name, plate.figure)
-    networks, datasets = (len({getattr(one, name) for one in results}) for name in ("network", "dataset"))
-    counts = {"evaluation": len(evaluations), "network": networks, "test dataset": datasets}
-    subtitle = ", ".join(count(number, thing) for thing, number in counts.items())
-    atomic.write_text(output / "report.html", document(title, subtitle, sections))
-    remove_old(output, written)
+    with holding("--output", output):
+        record = Written("--output", output)
+        with record.adding() as staged:
+            written = write_files(staged, evaluations, problems, title)
+        record.remove_others({output / path.relative_to(staged) for path in written})
     for problem in problems:
         print(f"left out: {problem.name}: {problem.reason}")
     return output / "report.html"
+
+
+def write_files(folder: Path, evaluations: Sequence[Evaluation], problems: Sequence[Problem], title: str) -> set[Path]:
+    """Writes all files of a report into an empty folder, and returns their paths."""
+    results = collect_results(evaluations, classes_by_dataset(evaluations))
+    written = write_tables(folder / "tables", evaluations, results)
+    sections = make_sections(evaluations, results, problems)
+    plates = [part for section in sections for part in section.body if isinstance(part, Plate)]
+    for plate in tqdm(plates, desc="figures", disable=None):
+        written |= write_figure(folder / "figures", plate.name, plate.figure)
+    networks, datasets = (len({getattr(one, name) for one in results}) for name in ("network", "dataset"))
+    counts = {"evaluation": len(evaluations), "network": networks, "test dataset": datasets}
+    subtitle = ", ".join(count(number, thing) for thing, number in counts.items())
+    atomic.write_text(folder / "report.html", document(title, subtitle, sections))
+    return written | {folder / "report.html"}
 
 
 def main(argv: list[str]) -> None:

@@ -17,6 +17,7 @@ from medvlsm_jax.checkpoints.arrays import ARRAYS, CONTEXT, MODEL_FILE, abstract
 from medvlsm_jax.checkpoints.checkpoints import FROZEN, Checkpoints
 from medvlsm_jax.data.language.tokenizers import Tokenizer, load_tokenizer
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.folders import output_folder
 from medvlsm_jax.models import NETWORKS, abstract_model, network_of, override
 from medvlsm_jax.models.network import Network, NetworkConfig
 from medvlsm_jax.models.parameters import Arrays, check_finite, merge_model, split_model
@@ -98,13 +99,16 @@ def save_model(folder: str | Path, model: Network, tokenizer: Tokenizer | None =
     """Writes a model folder, whole or not at all; an older model folder of that name is replaced.
 
     Raises:
-        UserError: the folder exists and is something else.
+        UserError: the folder exists and is something else, or holds something else besides.
     """
-    target = Path(folder).absolute()
+    target = output_folder("--output", folder).absolute()
     # A workdir has a model.json too, but its arrays elsewhere: it must not be replaced.
     is_model_folder = (target / MODEL_FILE).is_file() and (target / ARRAYS).is_dir()
     if target.exists() and not is_model_folder and any(target.iterdir()):
         raise UserError(f"{target} exists and is no model folder: choose another --output")
+    parts = {MODEL_FILE, ARRAYS, TOKENIZER_FOLDER}
+    if others := sorted(path.name for path in target.glob("[!.]*") if path.name not in parts):
+        raise UserError(f"{target} holds {others[0]}, which is not part of a model: move it away before it is replaced")
     _, params, stats = split_model(model)
     with atomic.replacing(target) as temporary:
         write_description(temporary, model.config, tokenizer)

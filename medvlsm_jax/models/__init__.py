@@ -5,6 +5,7 @@ A new network is a file in this folder, a line here (its class and its presets) 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
@@ -119,7 +120,7 @@ def override(config: Any, overrides: dict[str, Any]) -> Any:
     """A copy of a config dataclass with some fields replaced; a dict for a nested config replaces fields inside it.
 
     Raises:
-        UserError: a field does not exist.
+        UserError: a field does not exist, or a number is none, or makes no sense.
     """
     names = {field.name for field in dataclasses.fields(config)}
     if unknown := sorted(set(overrides) - names):
@@ -131,8 +132,18 @@ def override(config: Any, overrides: dict[str, Any]) -> Any:
             value = override(current, value)
         elif isinstance(current, tuple):
             value = tuple(value)
+        elif isinstance(current, (int, float)) and not isinstance(current, bool):
+            check_number(name, value)
         values[name] = value
     return dataclasses.replace(config, **values)
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises UserError when a field's value is no finite number, or a probability not between 0 and 1."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_probability = name == "threshold" or name.endswith("dropout")
+    if not is_number or value < 0 or (is_probability and value > 1):
+        raise UserError(f"model option {name}={value!r}: give a number from 0 {'to 1' if is_probability else 'on'}")
 
 
 def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> Network:

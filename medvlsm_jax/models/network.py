@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -125,12 +126,38 @@ class Network(nnx.Module):
             rngs: of dropout, in training mode; without them nothing is dropped.
 
         Raises:
-            ValueError: a sentence is read and none is given, or the network cannot work at the images' size.
+            ValueError: images or tokens are of another shape or type, a sentence is read and none is given, or the
+                network cannot work at the images' size.
         """
+        check_pixels(pixel_values)
         text = None
         if self.reads_sentence:
             if input_ids is None:
                 raise ValueError(f"{type(self).__name__} needs input_ids: it segments what a sentence names")
+            check_tokens(input_ids, pixel_values, self.config.text)
             text = self.encode_text(input_ids, attention_mask, rngs=rngs)
         height, width = pixel_values.shape[1:3]
         return self.decode(self.encode_image(pixel_values), text, (height, width), rngs=rngs)
+
+
+def check_pixels(pixel_values: AnyArray) -> None:
+    """Raises ValueError for what is no batch of normalised images."""
+    shape, dtype = jnp.shape(pixel_values), jnp.result_type(pixel_values)
+    if len(shape) != 4 or shape[-1] != 3:
+        raise ValueError(
+            f"pixel_values are of shape {shape}, but should be (B, H, W, 3): channels last, with a batch axis"
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"pixel_values are {dtype}, but should be normalised floats (B, H, W, 3): "
+            "models.layers.normalize_pixels(images, config.pixel_mean, config.pixel_std) makes them of uint8 images"
+        )
+
+
+def check_tokens(input_ids: AnyArray, pixel_values: AnyArray, config: TextConfig | None) -> None:
+    """Raises ValueError for what is no row of tokens for each image."""
+    shape, images = jnp.shape(input_ids), jnp.shape(pixel_values)[0]
+    if len(shape) != 2 or shape[0] != images:
+        raise ValueError(f"input_ids are of shape {shape}, but should be (B, T), with B = {images} as of the images")
+    if config is not None and shape[1] > config.context_length:
+        raise ValueError(f"input_ids have {shape[1]} tokens, but this network reads {config.context_length} at most")

@@ -13,7 +13,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from medvlsm_jax.checkpoints.model_folder import Pretrained, load_model_tokenizer, load_pretrained, read_description
-from medvlsm_jax.config import model_overrides
+from medvlsm_jax.config import check_numbers, model_overrides
 from medvlsm_jax.data.annotations import Record, check_classes, select_target
 from medvlsm_jax.data.arrayrecord import check_stored_size
 from medvlsm_jax.data.cards import JOIN, split_members
@@ -126,6 +126,7 @@ def make_plan(
         UserError: something is missing, broken or does not fit.
     """
     check_options(options)
+    check_numbers(config)
     prompts = list(dict.fromkeys(prompts)) or default_prompts(checkpoint)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)

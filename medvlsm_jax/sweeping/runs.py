@@ -98,7 +98,10 @@ def read_run(folder: Path) -> dict[str, Any]:
     """The content of run.json; empty before the first start."""
     path = folder / RUN_FILE
     try:
-        return json.loads(path.read_text("utf-8"))
+        run = json.loads(path.read_text("utf-8"))
+        if not isinstance(run, dict) or not {"status", "config"} <= run.keys():
+            raise UserError(f"{path} is of no run of a sweep: choose another --output, or move it away")
+        return run
     except FileNotFoundError:
         return {}
     except json.JSONDecodeError as error:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from medvlsm_jax import atomic
 from medvlsm_jax.config import as_json
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.folders import check_others
 from medvlsm_jax.sweeping.children import FAILED, STOPPED, Child, Children
 from medvlsm_jax.sweeping.runs import DONE, STARTED, changed_fields, training_config, try_lock, write_run
 
@@ -45,6 +46,8 @@ def open_study(output: Path, base: ml_collections.ConfigDict) -> optuna.Study:
     """The study of a folder, new or continued; raises UserError when it is broken or was begun with another config."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     output.mkdir(parents=True, exist_ok=True)
+    if not (output / STUDY).exists() and not (output / OLD_STUDY).exists():
+        check_others("--output", output, [TRIALS], "search")
     with locked(output):
         with reporting_broken(output / OLD_STUDY):
             take_over(output)

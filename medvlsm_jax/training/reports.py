@@ -126,5 +126,13 @@ def first_lines(run: Run, first_step: int) -> str:
         f"devices {dict(run.mesh.shape)}\n"
         f"{config.dataset}, prompt {config.prompt}: {len(sets.train)} training, {len(sets.val)} validation records at "
         f"{source.config.image_size} px, {run.total_steps} steps of {config.batch_size}\n"
-        "compiling the first step ..."
+        + warm_up_warning(config.warmup_steps, run.total_steps)
+        + "compiling the first step ..."
     )
+
+
+def warm_up_warning(warmup_steps: int, total_steps: int) -> str:
+    """A line for a warm-up that lasts longer than the run."""
+    if warmup_steps < total_steps:
+        return ""
+    return f"warning: a warm-up of {warmup_steps} steps: the learning rate does not reach that of the config\n"

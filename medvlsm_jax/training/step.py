@@ -181,10 +181,9 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
 
 
 def adamw(*, weight_decay: float, max_grad_norm: float) -> optax.GradientTransformation:
-    """PyTorch's AdamW after clipping by the global norm, up to the learning rate.
+    """PyTorch's AdamW after clipping by the global norm (0: without), up to the learning rate.
 
     The learning rate multiplies the result in the train step: the plateau rule changes it between steps.
     """
-    return optax.chain(
-        optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(), optax.add_decayed_weights(weight_decay)
-    )
+    clip = optax.clip_by_global_norm(max_grad_norm) if max_grad_norm else optax.identity()
+    return optax.chain(clip, optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))

@@ -126,8 +126,8 @@ def test_two_cards_of_one_name_are_not_scored_as_one(run, pool, colours, tmp_pat
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("seed", -1, "config.seed=-1: give 0 or a larger number"),
-        ("data.num_workers", -1, "config.data.num_workers=-1: give 0 or a larger number"),
+        ("seed", -1, "config.seed=-1: give a number from 0 to 2147483647"),
+        ("data.num_workers", -1, "config.data.num_workers=-1: give a number from 0 on"),
         ("data_num", '{"three": 1}', "config.data_num names 'three', but the training data are one, two"),
         ("pool.weights", '{"one": 1}', "needs a positive number for each of one, two"),
         ("data.on_bad", "ignore", "config.data.on_bad=ignore: choose error or skip"),

@@ -9,6 +9,7 @@ from evaluation_files import Run, training, write_evaluation, write_history, wri
 from processes import run_here
 
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.written import Written
 
 POLYPS = ["kvasir_polyp", "clinicdb_polyp", "bkai_polyp", "cvc300_polyp"]
 
@@ -128,14 +129,26 @@ def test_seeds_classes_and_domains_say_what_they_are(tmp_path):
 
 def test_what_an_older_report_has_left_is_removed(runs, tmp_path):
     old = ["tables/nsd_old.csv", "tables/old.tex", "figures/old.pdf", "figures/old.png"]
-    kept = ["tables/notes.txt", "figures/mine.svg", "mine.csv"]
-    for name in (*old, *kept):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    report.write_report([runs / "zero-shot"], tmp_path)
+    kept = ["tables/notes.csv", "figures/mine.png", "mine.csv"]
+    with Written("--output", tmp_path).adding() as staged:
+        for folder, names in ((staged, old), (tmp_path, kept)):
+            for name in names:
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).touch()
+    for _ in range(2):
+        report.write_report([runs / "zero-shot"], tmp_path)
     assert [name for name in (*old, *kept) if (tmp_path / name).exists()] == kept
     assert (tmp_path / "tables/table2.csv").exists()
     assert list((tmp_path / "figures").glob("*.pdf"))
+
+
+def test_a_users_table_is_not_replaced(runs, tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "table2.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"holds tables/table2.csv, which this program has not written"):
+        report.write_report([runs / "zero-shot"], tmp_path)
+    assert (tmp_path / "tables" / "table2.csv").read_text() == "mine"
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_an_output_that_is_a_file_is_named(runs, tmp_path):

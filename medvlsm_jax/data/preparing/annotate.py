@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from medvlsm_jax import atomic
 from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.images import check_sizes, open_image, read_mask, to_rgb
 from medvlsm_jax.data.language.attributes import MEASURED, measure
@@ -21,6 +20,7 @@ from medvlsm_jax.data.preparing.records_csv import back_up, find_rows, has_words
 from medvlsm_jax.data.preparing.splits import RecordLine
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.processes import map_in_processes
+from medvlsm_jax.written import Written
 
 KEEPABLE = (*MEASURED, GENERAL)
 
@@ -70,9 +70,11 @@ def annotate(
         The number of records of each split.
 
     Raises:
-        UserError: a file is missing or broken, a class is not known, an override is of no file, or the descriptions
-            are of no class.
+        UserError: a file is missing or broken, a class is not known, an override is of no file, the descriptions
+            are of no class, or annotations that were written here have been changed by hand.
     """
+    record, names = Written("--data_dir", folder), [f"anns/{split}.json" for split in SPLITS]
+    record.check(name for name in names if name in record.digests)
     described = describe_records(folder, card, workers=workers, overrides=overrides, keep=keep, true_thirds=true_thirds)
     check_descriptions(descriptions, described)
     files = {split: [] for split in SPLITS}
@@ -82,9 +84,12 @@ def annotate(
             given = read_descriptions(item.published.entry["prompts"])
         files[item.row.split].append(make_entry(item, card, given))
     back_up(folder)
-    (folder / "anns").mkdir(exist_ok=True)
-    for split, entries in files.items():
-        atomic.write_text(folder / "anns" / f"{split}.json", json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
+    record.adopt(names)  # they are of this program, or kept
+    with record.adding() as staged:
+        (staged / "anns").mkdir()
+        for split, entries in files.items():
+            text = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+            (staged / "anns" / f"{split}.json").write_text(text, "utf-8")
     return Counter({split: len(entries) for split, entries in files.items()})
 
 

@@ -67,7 +67,7 @@ def write_store(
     splits = read_items(data_dir, card)
     anns = find_folder(data_dir, card) / "anns"
     annotations = {name: (anns / f"{name}.json").read_bytes() for name in splits}
-    folder = Path(output) / NAME / config_name(card, image_size) / VERSION
+    folder = store_folder(output, card, image_size) / VERSION
     if folder.exists():
         check_same(folder, image_size, annotations)
         return folder
@@ -89,6 +89,11 @@ def write_store(
         folder.parent.mkdir(parents=True, exist_ok=True)
         new.data_path.rename(folder)
     return folder
+
+
+def store_folder(output: str | Path, card: Card, image_size: int) -> Path:
+    """The folder that holds the versions of a store."""
+    return Path(output) / NAME / config_name(card, image_size)
 
 
 def read_items(data_dir: str | Path, card: Card) -> dict[str, list[StoreItem]]:

@@ -19,6 +19,7 @@ from medvlsm_jax.data.preparing.published import find_published, match_published
 from medvlsm_jax.data.preparing.records_csv import COLUMNS, SPACING
 from medvlsm_jax.data.preparing.splits import Leak, RecordLine, assign_splits, drop_leaks, find_leaks
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.lease import FILE as LEASE
 
 SOURCE = "SOURCE.json"
 NOTE = "Prepared by medvlsm_jax.data.importers from a raw download."  # in folders of any age: it stays as it is
@@ -119,7 +120,7 @@ def claim(folder: Path, files: Mapping[str, Any], splits: Mapping[str, Any]) -> 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}): choose another --data_dir") from error
-    if not any(folder.iterdir()):
+    if all(path.name == LEASE for path in folder.iterdir()):
         write_source(folder, files)
     found = read_source(folder)
     if found.get("note") != NOTE:

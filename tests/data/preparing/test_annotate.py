@@ -377,7 +377,7 @@ def test_images_and_masks_are_left_alone(folder):
     annotate(folder, CARD)
     after = contents(folder)
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {f"anns/{split}.json" for split in SPLITS}
+    assert set(after) - set(before) == {".written.jsonl", *(f"anns/{split}.json" for split in SPLITS)}
 
 
 def test_describing_writes_nothing(folder):

@@ -213,7 +213,7 @@ def test_a_half_written_file_is_not_taken_for_a_whole_one(download, tmp_path, mo
     assert not (folder / "images" / "26.png").exists()
     monkeypatch.undo()
     prepare(CARDS["clinicdb_polyp"], raw, tmp_path / "data", workers=1)
-    assert not [path.name for path in folder.rglob(".*")]
+    assert not [path.name for path in folder.rglob(".*.tmp")]
 
 
 @pytest.mark.parametrize("dataset", ["camus", "chexlocalize"])
