@@ -5,8 +5,10 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ FROZEN = "frozen"
 CHECKPOINTS = "checkpoints"
 UNREADABLE = "unreadable"  # receives checkpoints that could not be read
 REPLACED = "replaced"  # receives a checkpoint while another of its step is written
+PATIENCE = 10.0  # seconds that the threads of orbax get to end when a write has failed
 SCORE = "dice"  # by which the best checkpoint is chosen
 
 
@@ -61,6 +64,30 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+def is_no_orbax_traceback(record: LogRecord) -> bool:
+    """False for what orbax logs of an error that it raises again in the program, which makes one line of it."""
+    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
+
+
+def is_orbax(thread: threading.Thread | None) -> bool:
+    """Whether a thread is one of orbax's."""
+    return type(thread).__module__.startswith("orbax")
+
+
+def wait_for_orbax() -> None:
+    """Waits for what orbax still does about a write that has failed, and has it do so in silence.
+
+    Writes that are under way find their event loops closed, of which C++ tells by way of `sys.excepthook`.
+    """
+    show_error, sys.excepthook = sys.excepthook, lambda *_: None
+    end = time.monotonic() + PATIENCE
+    try:
+        while time.monotonic() < end and any(map(is_orbax, threading.enumerate())):
+            time.sleep(0.1)  # some start others
+    finally:
+        sys.excepthook = show_error
+
+
 class Checkpoints:
     """The checkpoints of a workdir: the latest two, and the best by validation Dice; written in the background."""
 
@@ -68,6 +95,7 @@ class Checkpoints:
         self.workdir = Path(workdir).absolute()
         self.folder = self.workdir / CHECKPOINTS
         self.is_writer = is_writer
+        self.has_failed = False  # to write
         if is_writer:
             self._bring_back()
         policies = ocp.training.preservation_policies
@@ -83,6 +111,7 @@ class Checkpoints:
 
     def __enter__(self) -> "Checkpoints":
         self.show_thread_error, threading.excepthook = threading.excepthook, self.hide_orbax_error
+        logging.get_absl_logger().addFilter(is_no_orbax_traceback)
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
@@ -93,11 +122,15 @@ class Checkpoints:
             if error is None:  # else the run ends for another reason, which is the one to tell
                 raise
         finally:
-            threading.excepthook = self.show_thread_error
+            if self.has_failed:
+                wait_for_orbax()
+            else:
+                threading.excepthook = self.show_thread_error
+                logging.get_absl_logger().removeFilter(is_no_orbax_traceback)
 
     def hide_orbax_error(self, args: threading.ExceptHookArgs) -> None:
         """Orbax's writing threads print pages of what is raised again, and made one line of, in the program."""
-        if not type(args.thread).__module__.startswith("orbax"):
+        if not is_orbax(args.thread):
             self.show_thread_error(args)
 
     def steps(self) -> list[int]:
@@ -182,6 +215,7 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
+            self.has_failed = True
             newest = self.latest()
             last = "there is none before it" if newest is None else f"the last good one is {self.folder / str(newest)}"
             reason = (

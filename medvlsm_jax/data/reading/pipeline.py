@@ -6,6 +6,7 @@ whatever the number of hosts.
 """
 
 import dataclasses
+import shutil
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,13 @@ from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.language.conditions import Variant
 from medvlsm_jax.data.language.prompts import choose_prompt
 from medvlsm_jax.data.language.tokenizers import Tokenizer
-from medvlsm_jax.data.reading.cache import ExampleCache, read_pair
-from medvlsm_jax.data.reading.feature_cache import FeatureCache
+from medvlsm_jax.data.reading.cache import SHARED_MEMORY, ExampleCache, read_pair
+from medvlsm_jax.data.reading.feature_cache import SHARE, FeatureCache
+from medvlsm_jax.errors import UserError
 from medvlsm_jax.processes import follow_program
 
 HostBatch = dict[str, Any]  # name -> numpy array, of the rows that this process reads
+WAITING_BATCHES = 2  # of each worker: one that is handed over, and one that is used
 Draw = tuple[int, int, bool]  # index of a record, number of the pass, false for what only fills up the last batch
 
 
@@ -131,6 +134,7 @@ def train_batches(
     steps = grain.MapDataset.range(first_step, end)
     own = own_rows(batch_size, process)
     batches = steps.map(lambda step: loader([(*order[step * batch_size + row], True) for row in own]))
+    check_shared_memory(loader, len(own), num_workers, num_threads)
     return read(batches, num_workers, num_threads)
 
 
@@ -183,6 +187,7 @@ def eval_batches(
         positions = [step * batch_size + row for row in own]
         return [(min(position, count - 1), 0, position < count) for position in positions]
 
+    check_shared_memory(loader, len(own), num_workers, num_threads)
     steps = grain.MapDataset.range(first_step, -(-count // batch_size))
     return read(steps.map(lambda step: loader(rows(step))), num_workers, num_threads)
 
@@ -194,10 +199,38 @@ def read(batches: grain.MapDataset[HostBatch], num_workers: int, num_threads: in
     """
     dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
     if num_workers:
+        if QUIET_TRACKER not in sys.warnoptions:
+            sys.warnoptions.append(QUIET_TRACKER)
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), tie_to_program)
     return iter(dataset)
 
 
+def check_shared_memory(loader: Loader, rows: int, num_workers: int, num_threads: int) -> None:
+    """Raises UserError when batches of so many rows do not fit into shared memory, where workers put them.
+
+    They would be killed in the middle of a run. What caches there will hold is left to them.
+    """
+    if not num_workers or not SHARED_MEMORY.is_dir():
+        return
+    pixels = 4 * loader.image_size**2  # of an image and a mask
+    features = sum(sum(sizes) for sizes in loader.features.sizes.values()) if loader.features else 0
+    needed = num_workers * (num_threads + WAITING_BATCHES) * rows * (pixels + features)
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if loader.features is not None and loader.features.entries.folder.is_relative_to(SHARED_MEMORY):
+        free *= 1 - SHARE
+    if loader.cache is not None and loader.cache.folder.is_relative_to(SHARED_MEMORY):
+        free -= pixels * len(loader.records)
+    if needed > free:
+        raise UserError(
+            f"config.data.num_workers={num_workers}: the batches that they read ahead take {needed / 2**20:.0f} MiB of "
+            f"{SHARED_MEMORY}, which has {max(0, free) / 2**20:.0f} MiB to spare: make it larger (docker run "
+            "--shm-size=2g), or give fewer workers, or 0"
+        )
+
+
+# Of the processes that this one starts: what workers have read ahead when a run ends is freed by Python's tracker of
+# shared memory, which warns of it.
+QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
 IN_WORKER = threading.Event()  # set in worker processes
 
 
