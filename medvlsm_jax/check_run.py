@@ -7,7 +7,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from medvlsm_jax.config import check_numbers, model_overrides
-from medvlsm_jax.folders import check_others
+from medvlsm_jax.folders import check_fields, check_others
 from medvlsm_jax.logs.writers import split_names
 from medvlsm_jax.losses import find_loss
 from medvlsm_jax.models import preset
@@ -36,6 +36,7 @@ def check_run(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> S
         UserError: something does not fit; nothing has been written but the list of broken files in WORKDIR/findings.
     """
     check_workdir(workdir)
+    check_fields(config)
     check_numbers(config)
     schedule_factor(config.schedule, 0, 1, 0)
     find_loss(config.loss)

@@ -3,9 +3,13 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import ml_collections
 
 from medvlsm_jax.errors import UserError
 
+FIELDS = ("data_dir", "init", "resume", "tokenizer", "data.cache", "features.cache")  # of configs; or words, or ids
 BUCKET = re.compile(r"[a-z][a-z0-9+.-]+:/")  # gs://bucket/folder, and what pathlib makes of it
 
 
@@ -35,6 +39,16 @@ def output_folder(flag: str, path: str | Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{flag}={path} is a file: give a folder")
     return folder
+
+
+def check_fields(config: ml_collections.ConfigDict) -> None:
+    """Raises a UserError when a field of a config names a folder that `local_folder` refuses; some may be empty."""
+    for name in FIELDS:
+        value: Any = config
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, ml_collections.ConfigDict) else None
+        if value or name == "data_dir":
+            local_folder(f"config.{name}", value)
 
 
 def check_others(flag: str, folder: Path, names: Iterable[str], writer: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medvlsm_jax.data.cards import Card
-from medvlsm_jax.data.files import File, leads_out
+from medvlsm_jax.data.files import File, find_named, leads_out
 from medvlsm_jax.errors import UserError
 
 
@@ -66,7 +66,8 @@ def parse_record(entry: Any, card: Card, root: Path, where: str) -> Record:
     spacing, group = parse_spacing(entry.get("spacing"), where), entry.get("group") or ""
     if not isinstance(group, str):
         raise UserError(f"{where}: group must be a text, the name of a patient or a sequence, not {group!r}")
-    return Record(card, folders[0] / image, folders[1] / mask, prompts, target, attributes, mask, spacing, group)
+    image_file, mask_file = find_named(folders[0], image), find_named(folders[1], mask)
+    return Record(card, image_file, mask_file, prompts, target, attributes, mask, spacing, group)
 
 
 def parse_spacing(value: Any, where: str) -> tuple[float, float] | None:

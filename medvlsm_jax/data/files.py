@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, runtime_checkable
 
@@ -34,6 +35,19 @@ class File(Protocol):
 def leads_out(name: str) -> bool:
     """Whether a name that a file gives may lie outside of the folder in which it is looked for, or written."""
     return name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or "\0" in name
+
+
+def find_named(folder: Path, name: str) -> Path:
+    """The file that a name means: itself, or one whose name is of the same letters.
+
+    What an annotation file has as one letter (é), macOS and some archives have as two characters, e and an accent.
+    """
+    path = folder / name
+    if not name.isascii() and not path.exists():
+        for form in ("NFC", "NFD"):
+            if (other := folder / unicodedata.normalize(form, name)).exists():
+                return other
+    return path
 
 
 def read_json(path: Path) -> Any:

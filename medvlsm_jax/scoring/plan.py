@@ -34,6 +34,7 @@ from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation import file_names
 from medvlsm_jax.evaluation.probes import probed_name
 from medvlsm_jax.evaluation.report import Summary
+from medvlsm_jax.folders import check_fields, local_folder
 from medvlsm_jax.models import check_image_size, network_of
 from medvlsm_jax.parallel import sharding
 from medvlsm_jax.scoring.scorer import eval_batch_size
@@ -126,7 +127,9 @@ def make_plan(
         UserError: something is missing, broken or does not fit.
     """
     check_options(options)
+    check_fields(config)
     check_numbers(config)
+    checkpoint = local_folder("--checkpoint", checkpoint)
     prompts = list(dict.fromkeys(prompts)) or default_prompts(checkpoint)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)

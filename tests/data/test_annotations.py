@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,16 @@ def write(tmp_path):
         return path
 
     return write_split
+
+
+def test_names_are_found_in_either_form_of_unicode(write, tmp_path):
+    """macOS parts an accent from its letter, where the annotation file does not."""
+    composed, parted = unicodedata.normalize("NFC", "käse.png"), unicodedata.normalize("NFD", "käse.png")
+    write([{**ENTRY, "img_name": composed, "mask_name": parted}])
+    for folder, name in (("images", parted), ("masks", composed)):
+        (tmp_path / "mine" / folder).mkdir()
+        (tmp_path / "mine" / folder / name).touch()
+    check_files(load_records(tmp_path, "mine", "train"))
 
 
 def error_of(call, *args, **kwargs) -> str:

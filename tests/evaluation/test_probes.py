@@ -31,6 +31,15 @@ def test_drops_are_paired_by_record(probes):
     assert found["wrong_size"]["dice"] == pytest.approx((RIGHT[:10] - 0.1).mean(), abs=1e-6)
 
 
+def test_records_that_share_a_mask_are_not_taken_for_each_other(cases):
+    """A blank, or the field of view, may be the mask of many images."""
+    shared = {"mask": "blank.png"}
+    rows = [make_case("isic", "p6", d, **shared, record=f"blank_{i}") for i, d in enumerate((0.9, 0.5, 0.1))]
+    rows += [make_case("isic", "p6/none", d, **shared, record=f"blank_{i}") for i, d in ((1, 0.4), (2, 0.1))]
+    found = summarise_probes(cases(rows), ["p6"])["isic"]["p6"]["probes"]["none"]
+    assert (found["dice_right"], found["drop"], found["unchanged"]) == pytest.approx((0.3, 0.05, 1))
+
+
 def test_records_whose_sentence_stays_as_it_is_are_counted(probes):
     found = probes["isic"]["p6"]["probes"]
     assert (found["wrong_size"]["n"], found["wrong_size"]["unchanged"], found["wrong_size"]["clusters"]) == (10, 30, 5)

@@ -8,6 +8,7 @@ from flax import nnx
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import PRESETS, create_model, network_of, override, preset, preset_of
 from medvlsm_jax.models.clipseg import CLIPSegConfig
+from medvlsm_jax.models.network import TextConfig, check_pixels, check_tokens
 from medvlsm_jax.models.parameters import split_model
 
 SMALL = {
@@ -70,3 +71,24 @@ def test_a_preset_is_told_from_its_sizes(name):
     found = preset_of(asked)
     assert preset(found) == (network, config)  # biomedclipseg_d differs from biomedclipseg in its weights alone
     assert preset_of(override(PRESETS["clipseg_tiny"][1], {"reduce_dim": 24})) == "clipseg"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((1, 3, 8, 8), np.float32), r"are of shape \(1, 3, 8, 8\), but should be \(B, H, W, 3\)"),
+        (np.zeros((8, 8, 3), np.float32), r"are of shape \(8, 8, 3\), but should be \(B, H, W, 3\)"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"are uint8, but should be normalised floats \(B, H, W, 3\)"),
+    ],
+)
+def test_pixels_that_a_network_does_not_expect_are_named(pixels, message):
+    with pytest.raises(ValueError, match=message):
+        check_pixels(pixels)
+
+
+def test_tokens_that_a_network_does_not_expect_are_named():
+    pixels = np.zeros((2, 8, 8, 3), np.float32)
+    with pytest.raises(ValueError, match=r"input_ids are of shape \(1, 4\), but should be \(B, T\), with B = 2"):
+        check_tokens(np.zeros((1, 4), np.int32), pixels, TextConfig(context_length=4))
+    with pytest.raises(ValueError, match="input_ids have 5 tokens, but this network reads 4 at most"):
+        check_tokens(np.zeros((2, 5), np.int32), pixels, TextConfig(context_length=4))

@@ -163,8 +163,14 @@ def assert_one_line(done: subprocess.CompletedProcess[str], named: str) -> None:
             "tools/convert_weights.py --model=clipseg --source=some/hub-id --output={out}",
             "cannot fetch some/hub-id",
         ),
+        (
+            "medvlsm_jax/evaluate.py --config.batchsize=1 --checkpoint=a --dataset=b --prompt=p1 --output={out}",
+            "--config has no field batchsize: did you mean batch_size?",
+        ),
+        ("medvlsm_jax/train.py --config=gone.py --workdir={out}", "--config cannot be read:"),
+        ("medvlsm_jax/train.py --config=configs/clipseg.py --workdir=", "--workdir= is empty: give a folder"),
     ],
-    ids=["train", "evaluate", "convert_weights"],
+    ids=["train", "evaluate", "convert_weights", "field", "config file", "workdir"],
 )
 def test_a_program_ends_with_one_line_and_no_traceback(run, sample, tmp_path, command, named):
     assert_one_line(run_here(*command.format(run=run, data=sample, out=tmp_path / "out").split()), named)

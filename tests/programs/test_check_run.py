@@ -38,6 +38,15 @@ def test_a_field_that_does_not_fit_is_named_and_nothing_is_trained(config, tmp_p
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "model.json"])
+def test_a_folder_that_is_no_workdir_is_left_alone(config, tmp_path, name):
+    """A converted model's, or one of Hugging Face's."""
+    (tmp_path / name).write_text('{"model_type": "clipseg"}')
+    with pytest.raises(UserError, match=f"--workdir={tmp_path} holds {name}, which no training has written there"):
+        train(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -83,6 +83,15 @@ def test_the_other_process_makes_no_lines_and_ends_with_the_first(tmp_path, mesh
         raise_together(None, mesh_of(1))
 
 
+def test_a_folder_that_is_in_use_is_refused_on_all_processes(tmp_path, as_process):
+    as_process(1, says=[None, "it is in use"])
+    with pytest.raises(UserError, match="it is in use"), first_process.holding("--output", tmp_path / "out"):
+        pass
+    as_process(1, says=[None, None])
+    with first_process.holding("--output", tmp_path / "out"):
+        assert not (tmp_path / "out").exists()  # it is the first process that holds it
+
+
 @pytest.mark.parametrize("error", [UserError("wrong"), OSError(errno.EROFS, "Read-only file system")])
 def test_an_action_of_the_first_process_fails_on_all_of_them(tmp_path, as_process, error):
     def fail() -> None:

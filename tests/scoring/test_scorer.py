@@ -148,6 +148,20 @@ def test_the_next_is_under_way_before_the_host_waits_for_one(loader, mesh_of, mo
     segmenter.check(batches=3)
 
 
+def test_probabilities_that_are_not_finite_are_refused_and_the_record_named(loader, mesh_of, monkeypatch):
+    answers = WatchedSegmenter.answers
+
+    def with_nan(self, *args: object, **more: object) -> Iterator[tuple[str, dict]]:
+        for name, values in answers(self, *args, **more):
+            yield name, values | {"finite": values["index"] != 2}
+
+    monkeypatch.setattr(WatchedSegmenter, "answers", with_nan)
+    scorer = make_scorer(mesh_of(2), WatchedSegmenter(("p6",), monkeypatch))
+    name = loader.records[2].image.name
+    with pytest.raises(UserError, match=rf"the probabilities of {name} are not finite: the weights are not, or"):
+        list(scorer.score({}, loader))
+
+
 def test_maps_are_drawn_while_the_next_ones_are_under_way(loader, mesh_of, monkeypatch):
     segmenter = WatchedSegmenter(PROMPTS, monkeypatch)
     for answer in make_scorer(mesh_of(2), segmenter).segment({}, loader):
