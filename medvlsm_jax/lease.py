@@ -79,8 +79,12 @@ class LeaseFile:
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return False
-        with os.fdopen(file, "wb") as stream:
-            stream.write(content)
+        try:
+            with os.fdopen(file, "wb") as stream:
+                stream.write(content)
+        except OSError:  # the disk is full
+            self.path.unlink(missing_ok=True)
+            raise
         return True
 
     def replace(self, old: bytes, new: bytes) -> bool:
@@ -224,7 +228,11 @@ class Lease:
                 # Created anew where somebody has removed it by hand.
                 if self.store.replace(self.holder.to_bytes(), content) or self.store.create(content):
                     self.holder = renewed
-                elif (found := read_holder(self.store.read() or b"")) is not None:
+                elif (found := read_holder(self.store.read() or b"")) is None:
+                    continue
+                elif found.id == self.holder.id:  # written, although the disk said that it was not
+                    self.holder = found
+                else:
                     self.on_loss(found)
                     return
 

@@ -280,3 +280,19 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path, monkey
 def test_a_process_is_known_by_its_start():
     assert find_birth(os.getpid()) == find_birth(os.getpid()) > 0
     assert find_birth(1 << 22) is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_leaves_no_half_of_a_lease(tmp_path, monkeypatch):
+    opened = os.open
+
+    def full(path: object, flags: int, *mode: int) -> int:
+        os.close(opened(path, flags, *mode))
+        return opened("/dev/full", os.O_WRONLY)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lease.os, "open", full)
+        message = "cannot be written .No space left on device.: choose another folder"
+        with pytest.raises(UserError, match=message), holding("--output", tmp_path):
+            pass
+    assert not (tmp_path / FILE).exists()
