@@ -171,9 +171,12 @@ def main(_: list[str]) -> None:
     """Runs the command line."""
     args = flags.FLAGS
     options = {field.name: args[field.name].value for field in dataclasses.fields(Options)}
+    prompts = split_prompts(args.prompt or "")
     for checkpoint, output in name_outputs(args.checkpoint, output_folder("--output", args.output)).items():
         with leaving_at_once():
-            summary = evaluate(args.config, checkpoint, args.dataset, split_prompts(args.prompt or ""), output, **options)
+            summary = evaluate(
+                args.config, checkpoint, args.dataset, split_prompts(args.prompt or ""), output, **options
+            )
         if jax.process_index() == 0:
             print(summary_table(summary))
             if args.probe:

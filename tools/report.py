@@ -17,11 +17,12 @@ from medvlsm_jax import atomic
 from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.cards import CARDS, split_members
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.evaluation.file_names import unique_names
 from medvlsm_jax.folders import local_folder, output_folder
 from medvlsm_jax.lease import holding
 from medvlsm_jax.reporting.comparison import collect_results
 from medvlsm_jax.reporting.evaluations import Evaluation, Problem, find_evaluations
-from medvlsm_jax.reporting.figures import write_figure
+from medvlsm_jax.reporting.figures import file_stem, write_figure
 from medvlsm_jax.reporting.page import Plate, count, document
 from medvlsm_jax.reporting.sections import make_sections
 from medvlsm_jax.reporting.tables import write_tables
@@ -74,8 +75,9 @@ def write_files(folder: Path, evaluations: Sequence[Evaluation], problems: Seque
     written = write_tables(folder / "tables", evaluations, results)
     sections = make_sections(evaluations, results, problems)
     plates = [part for section in sections for part in section.body if isinstance(part, Plate)]
-    for plate in tqdm(plates, desc="figures", disable=None):
-        written |= write_figure(folder / "figures", plate.name, plate.figure)
+    stems = [file_stem(plate.name) for plate in plates]
+    for plate, stem in tqdm(list(zip(plates, unique_names(stems, stems), strict=True)), desc="figures", disable=None):
+        written |= write_figure(folder / "figures", stem, plate.figure)
     networks, datasets = (len({getattr(one, name) for one in results}) for name in ("network", "dataset"))
     counts = {"evaluation": len(evaluations), "network": networks, "test dataset": datasets}
     subtitle = ", ".join(count(number, thing) for thing, number in counts.items())

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medvlsm_jax.errors import EXIT_CTRL_C
+from medvlsm_jax.command_line import EXIT_CTRL_C
 from medvlsm_jax.parallel.sharding import batch_sharding, replicated
 
 # What clouds and schedulers send before they take a machine away: SLURM's --signal=USR1@120, and SIGTERM.

@@ -323,15 +323,20 @@ def to_svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def file_stem(name: str) -> str:
+    """A name for a file; what LaTeX takes amiss becomes a dash."""
+    return re.sub(r"[^\w+-]+", "-", name)
+
+
 @drawing()
 def write_figure(folder: Path, name: str, figure: Figure) -> set[Path]:
-    """Writes NAME.pdf with embedded fonts and NAME.png with 300 dots an inch; what LaTeX takes amiss becomes a dash.
+    """Writes NAME.pdf with embedded fonts and NAME.png with 300 dots an inch.
 
     Returns:
         Both files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^\w+-]+", "-", name)
+    name = file_stem(name)
     written = set()
     for ending, metadata in (("pdf", {"CreationDate": None, "Creator": None, "Producer": None}), ("png", {})):
         with atomic.replacing(folder / f"{name}.{ending}") as temporary:

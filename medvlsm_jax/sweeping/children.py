@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from medvlsm_jax.errors import EXIT_CTRL_C
+from medvlsm_jax.command_line import EXIT_CTRL_C
 from medvlsm_jax.parallel.interruption import EXIT_AGAIN
 from medvlsm_jax.sweeping.devices import Share, pin
 from medvlsm_jax.sweeping.runs import DONE, LOG, read_run
