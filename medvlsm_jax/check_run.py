@@ -6,6 +6,7 @@ from pathlib import Path
 import ml_collections
 from jax.sharding import Mesh
 
+from medvlsm_jax.checkpoints.checkpoints import CHECKPOINTS
 from medvlsm_jax.config import check_numbers, model_overrides
 from medvlsm_jax.folders import check_fields, check_others
 from medvlsm_jax.logs.writers import split_names
@@ -18,7 +19,7 @@ from medvlsm_jax.training.monitor import traced_steps
 from medvlsm_jax.training.progress import schedule_factor
 from medvlsm_jax.training.run import Sets, read_sets
 
-WORKDIR_FILES = ("config.json", "model.json", "tokenizer", "arrays", "checkpoints", "frozen", "metrics.jsonl")
+WORKDIR_FILES = ("config.json", "model.json", "tokenizer", "arrays", CHECKPOINTS, "frozen", "metrics.jsonl")
 WORKDIR_FILES += ("metrics.csv", "tensorboard")
 WORKDIR_FIELDS = {"data_dir", "dataset", "model", "num_epochs"}  # of its config.json
 
@@ -56,5 +57,5 @@ def check_workdir(workdir: Path) -> None:
         is_workdir = set(json.loads((workdir / "config.json").read_text("utf-8"))) >= WORKDIR_FIELDS
     except (OSError, ValueError, TypeError):
         is_workdir = False
-    if not is_workdir:
+    if not is_workdir and not any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*")):
         check_others("--workdir", workdir, WORKDIR_FILES, "training")

@@ -100,8 +100,8 @@ def find_best(
     return 0
 
 
-def check_flags(args: Any) -> None:
-    """Raises UserError when flags make no sense, or not together."""
+def check_flags(args: Any) -> Path | None:
+    """The folder of --output, if it is given; raises UserError when flags make no sense, or not together."""
     if args.index >= args.count:
         raise UserError(f"--index={args.index}: with --count={args.count} it is 0 to {args.count - 1}")
     given = {"report": args.report, "index": args.index, "count": args.count > 1}
@@ -110,6 +110,7 @@ def check_flags(args: Any) -> None:
         raise UserError(
             f"--trials does nothing with {', '.join(idle)}: leave that out; machines share a search by one --output"
         )
+    return output_folder("--output", args.output) if args.output is not None else None
 
 
 def main(_: list[str]) -> None:
@@ -122,8 +123,7 @@ def main(_: list[str]) -> None:
     if args.run:
         perform_one(Path(args.output, args.run))
         return
-    check_flags(args)
-    output = output_folder("--output", args.output) if args.output else None
+    output = check_flags(args)
     names, runs = load_sweep(args.sweep)
     runs = runs[args.index :: args.count]
     if args.list or output is None:

@@ -143,7 +143,7 @@ def test_the_mesh_does_not_change_an_evaluation(evaluate, data, fsdp):
 def test_an_evaluation_returns_one_value_an_image_and_the_probabilities(evaluate, batches):
     values = evaluate(2)
     assert {name: value.shape for name, value in values.items() if value.ndim == 1} == dict.fromkeys(
-        ("dice", "iou", "precision", "recall", "loss", "weight", "index", "valid"), (8,)
+        ("dice", "iou", "precision", "recall", "loss", "weight", "index", "valid", "finite"), (8,)
     )
     assert values["probability"].shape == (8, 32, 32, 1)
     predicted, truth = values["probability"] > 0.5, batches[0]["mask"] > 0
