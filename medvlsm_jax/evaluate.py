@@ -174,9 +174,7 @@ def main(_: list[str]) -> None:
     prompts = split_prompts(args.prompt or "")
     for checkpoint, output in name_outputs(args.checkpoint, output_folder("--output", args.output)).items():
         with leaving_at_once():
-            summary = evaluate(
-                args.config, checkpoint, args.dataset, split_prompts(args.prompt or ""), output, **options
-            )
+            summary = evaluate(args.config, checkpoint, args.dataset, prompts, output, **options)
         if jax.process_index() == 0:
             print(summary_table(summary))
             if args.probe:
