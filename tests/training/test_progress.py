@@ -2,11 +2,16 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.training.progress import EarlyStopping, ReduceOnPlateau, schedule_factor
+from medvlsm_jax.training.reports import warm_up_warning
+from medvlsm_jax.training.step import adamw
 
 # --- The learning rate ------------------------------------------------------------------------------------------------
 
@@ -110,3 +115,17 @@ def test_training_ends_after_patience_scores_without_a_better_one(patience, min_
 
 def test_nothing_stops_before_the_first_score():
     assert not EarlyStopping(patience=1, min_epochs=0).should_stop(0)
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_told():
+    assert warm_up_warning(0, 4) == warm_up_warning(3, 4) == ""
+    assert warm_up_warning(4, 4).startswith("warning: a warm-up of 4 steps: the learning rate does not reach")
+
+
+def test_a_bound_of_0_clips_no_gradient_and_continues_a_run_that_was_clipped():
+    params, grads = {"w": jnp.ones(3)}, {"w": jnp.array([1e3, -1e3, 1e3])}
+    states = [adamw(weight_decay=0.0, max_grad_norm=bound).init(params) for bound in (0.0, 0.5)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    updates, state = adamw(weight_decay=0.0, max_grad_norm=0.0).update(grads, states[0], params)
+    np.testing.assert_allclose(updates["w"], [1, -1, 1], rtol=1e-5)
+    np.testing.assert_allclose(optax.tree.get(state, "mu")["w"], 0.1 * grads["w"], rtol=1e-6)
