@@ -137,6 +137,8 @@ def apply_overrides(config: ml_collections.ConfigDict, arg: str | None) -> ml_co
 
 def hint(arg: str | None, name: str, config: ml_collections.ConfigDict) -> str:
     """What was meant, perhaps, by a name that is no field."""
+    if name in config:
+        return f": give {name}{'.FIELD' if isinstance(config[name], ml_collections.ConfigDict) else ''}=VALUE"
     if alike := difflib.get_close_matches(name, config, 1, 0.7):
         return f": did you mean {alike[0]}?"
     if "prompt=text:" in (arg or ""):

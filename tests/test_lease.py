@@ -21,8 +21,9 @@ from medvlsm_jax.lease import FILE, Holder, Lease, LeaseFile, find_birth, find_m
 
 # The package itself imports jax, which takes seconds.
 HOLD = """
-import socket, sys, time, types
+import signal, socket, sys, time, types
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
 package = sys.modules["medvlsm_jax"] = types.ModuleType("medvlsm_jax")
 package.__path__ = ["medvlsm_jax"]
 from medvlsm_jax import lease

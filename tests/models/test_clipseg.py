@@ -92,7 +92,7 @@ def test_images_must_be_whole_patches(tiny, inputs):
 
 def test_too_many_tokens_are_refused(tiny, inputs):
     pixels, ids, _ = inputs
-    with pytest.raises(ValueError, match="154 tokens, but the text encoder has 77 positions"):
+    with pytest.raises(ValueError, match="input_ids have 154 tokens, but this network reads 77 at most"):
         tiny()(pixels, jnp.tile(ids, (1, 2)))
 
 

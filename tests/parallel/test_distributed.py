@@ -327,7 +327,7 @@ def main(argv):
         os.kill(os.getpid(), signal.SIGTERM)
         print("survived")
 
-run_program(main)
+run_program(main, arguments="a folder and seconds")
 """
 
 

@@ -129,7 +129,7 @@ def test_an_output_that_cannot_be_made_is_named(drawn, options, tmp_path):
         evaluate(options, drawn, ["sample"], ["p6"], tmp_path / "file")
     with pytest.raises(UserError, match=r"cannot be written .*: choose another folder"):
         evaluate(options, drawn, ["sample"], ["p6"], tmp_path / "file" / "below")
-    with pytest.raises(UserError, match="--prompt names no prompt type"):
+    with pytest.raises(UserError, match="--prompt is missing: give p0"):
         evaluate(options, drawn, ["sample"], [], tmp_path / "out")
 
 

@@ -116,12 +116,12 @@ def test_trained_on_several_classes_it_has_one_output_for_each(two_classes):
 
 
 def test_each_record_is_scored_on_the_class_that_it_asks_for(two_classes, findings, tmp_path):
-    """One class is predicted nowhere and the other everywhere."""
+    """One class is predicted nowhere and the other everywhere; no prompt is needed."""
     model = mv.load(two_classes)
     nowhere = np.array(model.config.classes) == "lung lesion"
     model.head.bias[...] = jnp.where(nowhere, -1e4, 1e4)
     save_model(tmp_path / "closed", model)
-    evaluate(options_of(findings), tmp_path / "closed", ["chexlocalize"], ["p1"], tmp_path / "out")
+    evaluate(options_of(findings), tmp_path / "closed", ["chexlocalize"], [], tmp_path / "out")
     cases = read_cases(tmp_path / "out" / "cases.csv")
     dice = {name: cases.numbers["dice"][rows] for (name,), rows in cases.by("class").items()}
     assert set(dice["lung lesion"]) == {0.0}
@@ -145,6 +145,8 @@ def test_trained_on_one_class_alone_it_has_one_output_and_cannot_go_on_with_seve
 def test_a_network_with_text_says_that_it_needs_a_sentence(run, sample, tmp_path):
     with pytest.raises(UserError, match="this network segments what a sentence names: give one with --prompt"):
         predict(run, [an_image(sample)], None, tmp_path / "out")
+    with pytest.raises(UserError, match="--prompt=p6 stands for the sentences of a dataset's records: give a sentence"):
+        predict(run, [an_image(sample)], "p6", tmp_path / "out")
 
 
 # --- Conversion -------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_a_dataset_to_prepare_is_known_and_no_pool(tmp_path):
 def test_what_to_do_next():
     text = summary(CARDS["isic"], "isic", "DATA", {"train": 8, "val": 1, "test": 3})
     assert text.splitlines()[0] == "isic: train 8, val 1, test 3 records in DATA/isic"
-    assert "medvlsm_jax.train --config=configs/clipseg.py:dataset=isic,prompt=p6" in text
+    assert "medvlsm_jax.train --config=configs/clipseg.py:dataset=isic,prompt=p6 --config.init=CHECKPOINT" in text
     text = summary(CARDS["cvc300_polyp"], "cvc300_polyp", "DATA", {"train": 0, "val": 0, "test": 60})
     assert "medvlsm_jax.evaluate" in text
     assert "--dataset=cvc300_polyp" in text
