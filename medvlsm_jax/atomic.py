@@ -55,14 +55,17 @@ def remove_abandoned(folder: Path, age: float = 3600.0) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file through a temporary one beside it, so that a killed run leaves the old content or the new."""
+    """Writes a text file through a temporary one beside it, so that a killed run leaves the old content or the new.
+
+    Makes its folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(text, "utf-8")
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """Writes rows of cells, the header first, as `write_text` does; makes the folder."""
+    """Writes rows of cells, the header first, as `write_text` does."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text.getvalue())

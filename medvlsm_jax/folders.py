@@ -41,6 +41,14 @@ def output_folder(flag: str, path: str | Path) -> Path:
     return folder
 
 
+def output_file(flag: str, path: str | Path) -> Path:
+    """The path of a file that is to be written on this machine; raises a UserError, before any work, if none can be."""
+    file = local_folder(flag, path)
+    if file.is_dir():
+        raise UserError(f"{flag}={path} is a folder: give a file")
+    return file
+
+
 def check_fields(config: ml_collections.ConfigDict) -> None:
     """Raises a UserError when a field of a config names a folder that `local_folder` refuses; some may be empty."""
     for name in FIELDS:

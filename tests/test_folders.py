@@ -6,7 +6,7 @@ import pytest
 
 from medvlsm_jax.config import base_config
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.folders import FIELDS, check_fields, check_others, local_folder, output_folder
+from medvlsm_jax.folders import FIELDS, check_fields, check_others, local_folder, output_file, output_folder
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/run", "gs://bucket/run", Path("s3://bucket/run"), "hdfs://host/run"])
@@ -44,3 +44,11 @@ def test_what_others_have_written_is_named_and_an_empty_folder_is_nobodys(tmp_pa
     (tmp_path / "masks" / "a.png").touch()
     with pytest.raises(UserError, match="holds masks, which no evaluation has written there: choose another folder"):
         check_others("--output", tmp_path, ["metrics.json", "masks"], "evaluation")
+
+
+def test_a_file_is_written_on_this_machine_and_is_no_folder(tmp_path):
+    assert output_file("--output", tmp_path / "new" / "figures.json") == tmp_path / "new" / "figures.json"
+    with pytest.raises(UserError, match="is a folder: give a file"):
+        output_file("--output", tmp_path)
+    with pytest.raises(UserError, match=r"--output=gs://bucket/figures\.json is in a bucket"):
+        output_file("--output", "gs://bucket/figures.json")

@@ -29,6 +29,7 @@ from benchmarks import networks as benchmark_networks
 from benchmarks import train as benchmark_train
 from medvlsm_jax.command_line import run_program
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.folders import output_file
 
 # Name on the command line -> the benchmark, and its defaults for flags that have none of their own.
 BENCHMARKS = {
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> None:
         others = ", ".join(filter(None, BENCHMARKS))
         raise UserError(f"nothing is known of {name!r}: the benchmarks are {others} and, unnamed, the networks")
     run, defaults = BENCHMARKS[name]
+    args.output = args.output and str(output_file("--output", args.output))
     for flag, value in ({"dtype": "float32"} | defaults).items():
         if args[flag].value is None:
             args[flag].value = value

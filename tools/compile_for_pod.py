@@ -17,7 +17,6 @@ import os
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a TPU that is there is left alone
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from medvlsm_jax import atomic
 from medvlsm_jax.command_line import run_program
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.folders import output_file
 from medvlsm_jax.pods.estimate import VECTOR_OPERATIONS, Estimate, estimate, sum_by_kind
 from medvlsm_jax.pods.slices import Slice, abstract_run, bytes_per_chip, find_slice, model_flops, slice_mesh
 from medvlsm_jax.text import percent, table
@@ -184,6 +184,7 @@ def check_fit(steps: dict[str, Estimate]) -> None:
 def main(_: list[str]) -> None:
     """Runs the command line."""
     args, config, started = flags.FLAGS, flags.FLAGS.config, time.monotonic()
+    output = output_file("--output", args.output) if args.output else None
     chips = find_slice(args.topology)
     number = len(chips.devices)
     if args.images_per_chip:
@@ -203,8 +204,8 @@ def main(_: list[str]) -> None:
         "\nTimes are estimates from the compiler's cycles and the vendor's bandwidths (pods/estimate.py); of a kernel:"
     )
     print(f"FLOPs / peak + {VECTOR_OPERATIONS} x exponentials / vector operations, but at least bytes / bandwidth.")
-    if args.output:
-        atomic.write_text(Path(args.output), json.dumps(as_json(config, chips, steps, rows), indent=1) + "\n")
+    if output is not None:
+        atomic.write_text(output, json.dumps(as_json(config, chips, steps, rows), indent=1) + "\n")
     check_fit(steps)
 
 

@@ -23,6 +23,7 @@ from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, read_desc
 from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.language.tokenizers import Tokenizer, load_tokenizer
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.folders import local_folder
 from medvlsm_jax.models import abstract_model, network_of, preset
 from medvlsm_jax.models.clipseg import CLIPSeg
 from medvlsm_jax.models.network import Network, NetworkConfig
@@ -160,14 +161,15 @@ def main(_: list[str]) -> None:
     missing += ["model"] if not args.to_torch and not args.model else []
     if missing:
         raise UserError("give " + " and ".join(f"--{name}" for name in missing))
+    output = str(local_folder("--output", args.output))
     if args.to_torch:
-        print(write_back(args.source, args.output))
+        print(write_back(args.source, output))
         return
     print(
         convert(
             args.model,
             args.source,
-            args.output,
+            output,
             entry=args.entry,
             decoder_source=args.decoder_source,
             tokenizer=args.tokenizer,

@@ -25,7 +25,7 @@ from medvlsm_jax.data.language.grammars import ALIASES, named_grammar
 from medvlsm_jax.data.preparing.annotate import KEEPABLE, Described, annotate, describe_records
 from medvlsm_jax.data.preparing.overrides import read_descriptions_file, read_overrides
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.folders import local_folder
+from medvlsm_jax.folders import local_folder, output_file
 from medvlsm_jax.lease import holding
 from medvlsm_jax.text import table
 
@@ -84,8 +84,8 @@ def compare(described: Sequence[Described], card: Card, output: str) -> None:
 
 
 def check_output(output: str, inputs: Sequence[str]) -> None:
-    """Raises a UserError when the csv of differences would replace what is read."""
-    if output and Path(output).expanduser() in [Path(name).expanduser() for name in inputs if name]:
+    """Raises a UserError when the csv of differences cannot be written, or would replace what is read."""
+    if output and output_file("--output", output) in [Path(name).expanduser() for name in inputs if name]:
         raise UserError(f"--output={output} is read as well: give another file")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from medvlsm_jax import hub
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.folders import local_folder
 
 SINGLE = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 INDEX = ".index.json"
@@ -49,7 +50,7 @@ def locate(source: str) -> Source:
     Raises:
         UserError: nothing is there, a shard is missing, or the hub cannot be reached.
     """
-    path = Path(source).expanduser()
+    path = local_folder("--source", source)
     if path.is_file():
         return with_shards(path)
     if path.is_dir():
