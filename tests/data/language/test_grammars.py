@@ -205,7 +205,10 @@ def test_every_card_has_a_grammar():
 
 # --- Back again ------------------------------------------------------------------------------------------------------
 
-WORDS = st.from_regex(r"[a-z]{2,8}([ -][a-z]{2,8})?", fullmatch=True).filter(lambda word: word not in ("no", "one"))
+# What begins with one of these reads as a number.
+WORDS = st.from_regex(r"[a-z]{2,8}([ -][a-z]{2,8})?", fullmatch=True).filter(
+    lambda word: word.split(" ")[0] not in ("no", "one")
+)
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS)
