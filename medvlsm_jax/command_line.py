@@ -19,7 +19,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from medvlsm_jax.config import base_config
+from medvlsm_jax.config import base_config, flattened
 from medvlsm_jax.errors import UserError
 
 CONFIG = "config"  # the flag that sets, or names a file of, a run's fields
@@ -211,14 +211,3 @@ def field_comments() -> dict[str, tuple[list[str], str]]:
         elif not line or line.strip().startswith("#"):
             before = [*before, line.strip(" #")]
     return comments
-
-
-def flattened(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Dotted names of all fields, those of groups among them, and their values."""
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            fields |= {f"{name}.{inner}": found for inner, found in flattened(value).items()}
-        else:
-            fields[name] = value
-    return fields

@@ -235,12 +235,22 @@ NUMBERS = {
 
 def check_numbers(config: Any) -> None:
     """Raises UserError when a number in the config of a run, or of an evaluation, makes no sense."""
+    fields = flattened(config)
     for name, bounds in NUMBERS.items():
-        value = config
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, ml_collections.ConfigDict) else None
+        value = fields.get(name)
         if value is not None and not bounds.holds(value):
             raise UserError(f"config.{name}={value}: give a number {bounds}")
+
+
+def flattened(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Dotted names of all fields, those of groups among them, and their values."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            fields |= {f"{name}.{inner}": found for inner, found in flattened(value).items()}
+        else:
+            fields[name] = value
+    return fields
 
 
 def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from absl import flags
 from ml_collections import config_flags
 from processes import ROOT, child_environment
 
-from medvlsm_jax.command_line import field_lines, flattened, parse_flags
-from medvlsm_jax.config import apply_overrides, base_config
+from medvlsm_jax.command_line import field_lines, parse_flags
+from medvlsm_jax.config import apply_overrides, base_config, flattened
 from medvlsm_jax.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
