@@ -37,12 +37,12 @@ from medvlsm_jax.models.parameters import Arrays
 from medvlsm_jax.parallel.distributed import start_jax
 from medvlsm_jax.parallel.first_process import holding, on_first_process
 from medvlsm_jax.parallel.interruption import catch_signals, leaving_at_once
+from medvlsm_jax.scoring.batch_segmenter import make_batch_segmenter
 from medvlsm_jax.scoring.case_pictures import choose_drawn, draw_cases
 from medvlsm_jax.scoring.joined_log import JoinedLog
 from medvlsm_jax.scoring.outputs import case_rows, score_case, write_results
 from medvlsm_jax.scoring.plan import Options, Plan, make_plan, read_done
 from medvlsm_jax.scoring.scorer import Scorer
-from medvlsm_jax.scoring.segmenter import make_segmenter
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -117,7 +117,7 @@ def make_scorer(plan: Plan, reading: Mapping[str, Any]) -> Scorer:
     options, network = plan.options, plan.source.config
     on_host = functools.partial(score_case, output=plan.output, threshold=network.threshold, options=options)
     return Scorer(
-        make_segmenter(network, plan.mesh),
+        make_batch_segmenter(network, plan.mesh),
         plan.mesh,
         plan.batch_size,
         on_host=on_host if options.original_size or options.save_masks else None,

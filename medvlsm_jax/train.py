@@ -33,7 +33,7 @@ from medvlsm_jax.parallel import sharding
 from medvlsm_jax.parallel.distributed import start_jax
 from medvlsm_jax.parallel.first_process import holding
 from medvlsm_jax.parallel.interruption import catch_signals, leaving_at_once
-from medvlsm_jax.scoring.segmenter import abstract_batch
+from medvlsm_jax.scoring.batch_segmenter import abstract_batch
 from medvlsm_jax.scoring.validation import Validation, open_validation
 from medvlsm_jax.training.inputs import open_inputs
 from medvlsm_jax.training.loop import loop

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from medvlsm_jax.evaluation.metrics import overlap_metrics, probability_counts
 from medvlsm_jax.parallel.sharding import batch_sharding
-from medvlsm_jax.scoring.segmenter import OWN, Segmenter
+from medvlsm_jax.scoring.batch_segmenter import OWN, BatchSegmenter
 
 THRESHOLD = 0.5
 
@@ -25,7 +25,7 @@ def measure(probability: jax.Array, target: jax.Array, has_counts: bool) -> dict
     return values | ({"counts": probability_counts(probability, target)} if has_counts else {})
 
 
-class DrawnSegmenter(Segmenter):
+class DrawnSegmenter(BatchSegmenter):
     """The truth, moved to the right by up to 5 pixels, as the record and the name of the condition have it."""
 
     threshold = THRESHOLD
@@ -41,7 +41,7 @@ class DrawnSegmenter(Segmenter):
         *,
         has_counts: bool = False,
     ) -> Iterator[tuple[str, dict[str, jax.Array]]]:
-        """As `Segmenter.answers`."""
+        """As `BatchSegmenter.answers`."""
         mask, index = np.asarray(batch["mask"], np.float32), np.asarray(batch["index"])
         for name in batch.get("variants", (OWN,)):
             shifts = [zlib.crc32(f"{i} {name}".encode()) % 6 for i in index]

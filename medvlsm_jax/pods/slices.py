@@ -26,7 +26,7 @@ from medvlsm_jax.models.parameters import split_model
 from medvlsm_jax.models.summary import training_flops
 from medvlsm_jax.parallel import sharding
 from medvlsm_jax.parallel.chips import Chip, find_chip
-from medvlsm_jax.scoring.segmenter import Segmenter, abstract_batch, make_segmenter
+from medvlsm_jax.scoring.batch_segmenter import BatchSegmenter, abstract_batch, make_batch_segmenter
 from medvlsm_jax.training.freezing import freezing, split_trained
 from medvlsm_jax.training.start import Source, find_source, training_graph
 from medvlsm_jax.training.step import TrainState, make_optimizer, make_train_step
@@ -131,7 +131,7 @@ class AbstractRun:
     """The steps of a training run and the shapes that they are called with, each with its sharding."""
 
     train_step: Any
-    segmenter: Segmenter
+    segmenter: BatchSegmenter
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
 
@@ -167,7 +167,7 @@ def abstract_run(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractRun:
     graphdef = training_graph(config, source)
     options = {"accumulation": config.accumulation, "seed": config.seed, "ema": config.ema}
     train_step = make_train_step(graphdef, optimizer, loss, mesh, state, **options)
-    segmenter = make_segmenter(source.config, mesh, loss)
+    segmenter = make_batch_segmenter(source.config, mesh, loss)
     return AbstractRun(train_step, segmenter, state, abstract_batch(source.config, config.batch_size, mesh))
 
 

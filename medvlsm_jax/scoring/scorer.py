@@ -20,9 +20,9 @@ from medvlsm_jax.errors import UserError
 from medvlsm_jax.models.apply import NOT_FINITE, Values
 from medvlsm_jax.models.parameters import Arrays
 from medvlsm_jax.parallel.sharding import local_rows, prefetch
+from medvlsm_jax.scoring.batch_segmenter import COUNTS, FINITE, INDEX, PROBABILITY, VALID, BatchSegmenter
 from medvlsm_jax.scoring.host_cores import HostScores, open_cores
 from medvlsm_jax.scoring.joined_log import OTHER
-from medvlsm_jax.scoring.segmenter import COUNTS, FINITE, INDEX, PROBABILITY, VALID, Segmenter
 
 Item = TypeVar("Item")
 
@@ -84,7 +84,7 @@ class Scorer:
         reading: `config.reader_options`.
     """
 
-    segmenter: Segmenter
+    segmenter: BatchSegmenter
     mesh: Mesh
     batch_size: int
     on_host: HostScores | None = None

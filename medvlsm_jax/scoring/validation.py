@@ -13,9 +13,9 @@ from medvlsm_jax.evaluation.pictures import overlay
 from medvlsm_jax.losses import find_loss
 from medvlsm_jax.models.network import NetworkConfig
 from medvlsm_jax.models.parameters import Arrays
+from medvlsm_jax.scoring.batch_segmenter import OWN, abstract_batch, make_batch_segmenter
 from medvlsm_jax.scoring.frozen_encoder import FrozenEncoder
 from medvlsm_jax.scoring.scorer import Answer, Scorer, eval_batch_size
-from medvlsm_jax.scoring.segmenter import OWN, abstract_batch, make_segmenter
 
 
 class Interrupted(Exception):
@@ -112,7 +112,7 @@ def open_validation(
         return None
     rows = eval_batch_size(len(loader.records), config.batch_size, mesh)
     batch = abstract_batch(network, rows, mesh, None if encoder is None else encoder.outputs)
-    segmenter = make_segmenter(network, mesh, find_loss(config.loss)).compile(arrays, batch)
+    segmenter = make_batch_segmenter(network, mesh, find_loss(config.loss)).compile(arrays, batch)
     # In threads: worker processes would have to start anew in every epoch, and by the second one the images are cached.
     reading = {"num_threads": config.data.num_threads * max(1, config.data.num_workers)}
     scorer = Scorer(segmenter, mesh, rows, complete=encoder and encoder.complete, reading=reading)

@@ -152,5 +152,5 @@ def untrained(network, tmp_path_factory) -> Path:
 @pytest.fixture
 def drawn(monkeypatch, untrained) -> Path:
     """A model folder that evaluations load, but do not run: their scores are drawn."""
-    monkeypatch.setattr(evaluation, "make_segmenter", lambda _, mesh: DrawnSegmenter(mesh))
+    monkeypatch.setattr(evaluation, "make_batch_segmenter", lambda _, mesh: DrawnSegmenter(mesh))
     return untrained

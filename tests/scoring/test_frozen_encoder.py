@@ -21,8 +21,8 @@ from medvlsm_jax.models import initial_arrays
 from medvlsm_jax.models.apply import encoder_outputs
 from medvlsm_jax.models.parameters import split_model
 from medvlsm_jax.parallel.sharding import put_batch, tree_shardings
+from medvlsm_jax.scoring.batch_segmenter import abstract_batch, make_batch_segmenter
 from medvlsm_jax.scoring.frozen_encoder import FrozenEncoder, num_bytes
-from medvlsm_jax.scoring.segmenter import abstract_batch, make_segmenter
 from medvlsm_jax.training.freezing import set_training_mode, split_trained
 from medvlsm_jax.training.step import make_train_step, new_state
 
@@ -65,7 +65,7 @@ def test_a_step_on_the_encoders_outputs_is_the_step_on_their_inputs(sample, tmp_
         return new_state(copies, frozen, copied_stats, optax.identity(), mesh)
 
     step = make_train_step(graphdef, optax.identity(), loss, mesh, first_state())
-    segmenter = make_segmenter(config, mesh, loss)
+    segmenter = make_batch_segmenter(config, mesh, loss)
     for _ in range(2):  # the second batch is read from the cache alone
         completed = encoder.complete(dataclasses.replace(loader, features=encoder.cache)(ROWS))
         for batch in (plain, completed):

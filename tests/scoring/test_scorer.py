@@ -16,8 +16,8 @@ from medvlsm_jax.data.reading.pipeline import Loader
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.parallel.sharding import local_rows
 from medvlsm_jax.scoring import scorer as module
+from medvlsm_jax.scoring.batch_segmenter import BatchSegmenter
 from medvlsm_jax.scoring.scorer import Scorer
-from medvlsm_jax.scoring.segmenter import Segmenter
 
 PROMPTS = ("p0", "p6")
 
@@ -102,7 +102,7 @@ def test_an_error_on_the_host_is_raised_after_the_other_processes_have_heard_of_
 # --- What is under way ------------------------------------------------------------------------------------------------
 
 
-class WatchedSegmenter(Segmenter):
+class WatchedSegmenter(BatchSegmenter):
     """Notes when a condition of a batch is dispatched, and when the host reads, or waits for, what comes of it."""
 
     threshold = 0.5

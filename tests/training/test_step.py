@@ -15,7 +15,7 @@ from medvlsm_jax import models
 from medvlsm_jax.losses import LOSSES
 from medvlsm_jax.models.parameters import split_model
 from medvlsm_jax.parallel.sharding import put_batch, tree_shardings
-from medvlsm_jax.scoring.segmenter import make_segmenter
+from medvlsm_jax.scoring.batch_segmenter import make_batch_segmenter
 from medvlsm_jax.training.freezing import set_training_mode, split_trained
 from medvlsm_jax.training.step import adamw, cut, make_train_step, new_state
 
@@ -123,7 +123,7 @@ def evaluate(network, mesh_of, batches):
     @functools.cache
     def values(data: int, fsdp: int = 1) -> dict[str, np.ndarray]:
         mesh = mesh_of(data, fsdp)
-        segmenter = make_segmenter(network.config, mesh, LOSSES["dice_bce"])
+        segmenter = make_batch_segmenter(network.config, mesh, LOSSES["dice_bce"])
         arrays = jax.device_put(network.params, tree_shardings(network.params, mesh))
         with jax.default_matmul_precision("highest"):
             ((_, found),) = segmenter.answers(arrays, put_batch(batches[0], mesh), {})

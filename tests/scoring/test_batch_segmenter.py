@@ -14,7 +14,7 @@ from medvlsm_jax.losses import LOSSES
 from medvlsm_jax.models.layers import normalize_pixels
 from medvlsm_jax.models.parameters import merge_model
 from medvlsm_jax.parallel.sharding import put_batch, tree_shardings
-from medvlsm_jax.scoring.segmenter import OWN, abstract_batch, make_segmenter
+from medvlsm_jax.scoring.batch_segmenter import OWN, abstract_batch, make_batch_segmenter
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def probabilities(network, mesh_of, batches, exact_matmul):
         batch = {name: batches[0][name] for name in ("image", "mask", "index", "valid")} | {"variants": variants}
         arrays = {**network.params, **network.stats}
         arrays = jax.device_put(arrays, tree_shardings(arrays, mesh))
-        segmenter = make_segmenter(network.config, mesh)
+        segmenter = make_batch_segmenter(network.config, mesh)
         found = segmenter.answers(arrays, put_batch(batch, mesh), mirrored)
         return {name: np.asarray(values["probability"]) for name, values in found}
 
@@ -80,7 +80,7 @@ def test_without_variants_the_own_sentences_are_asked_in_one_program(network, me
     arrays = jax.device_put(network.params, tree_shardings(network.params, mesh))
     batch = put_batch(batches[0], mesh)
     loss = dataclasses.replace(LOSSES["dice_bce"], skips_empty=True)
-    segmenter = make_segmenter(network.config, mesh, loss)
+    segmenter = make_batch_segmenter(network.config, mesh, loss)
     with jax.default_matmul_precision("highest"):
         ((name, values),) = segmenter.answers(arrays, batch, {})
     expected = probabilities({"own": [variant(batches[0])]}, {"own": [False]})["own"]
@@ -95,7 +95,7 @@ def test_without_variants_the_own_sentences_are_asked_in_one_program(network, me
 def test_what_is_compiled_ahead_takes_its_shapes_alone(network, mesh_of, batches):
     mesh = mesh_of(2)
     shapes = abstract_arrays(network.params, mesh)
-    segmenter = make_segmenter(network.config, mesh).compile(shapes, abstract_batch(network.config, 8, mesh))
+    segmenter = make_batch_segmenter(network.config, mesh).compile(shapes, abstract_batch(network.config, 8, mesh))
     arrays = jax.device_put(network.params, tree_shardings(network.params, mesh))
     ((_, values),) = segmenter.answers(arrays, put_batch(batches[0], mesh), {})
     assert values["dice"].shape == (8,)

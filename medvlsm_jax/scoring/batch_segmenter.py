@@ -26,7 +26,7 @@ PROBABILITY, INDEX, VALID, COUNTS, FINITE = "probability", "index", "valid", "co
 
 
 @dataclasses.dataclass(frozen=True)
-class Segmenter:
+class BatchSegmenter:
     """Probabilities and metrics of batches; what is compiled for one checkpoint serves all others of its network.
 
     Of each image there are `probability` (B, H, W, 1), which stays where its rows are, and on all processes OVERLAP,
@@ -81,7 +81,7 @@ class Segmenter:
         """The program for batches without variants, as jax lowers it for arrays, or shapes, like these."""
         return self.own.lower(arrays, batch)
 
-    def compile(self, arrays: Arrays, batch: Batch) -> "Segmenter":
+    def compile(self, arrays: Arrays, batch: Batch) -> "BatchSegmenter":
         """For batches without variants: takes arrays and batches like these, or like these shapes, and never compiles.
 
         Args:
@@ -92,7 +92,7 @@ class Segmenter:
 
 
 @functools.lru_cache(maxsize=8)
-def make_segmenter(config: NetworkConfig, mesh: Mesh, loss: Loss | None = None) -> Segmenter:
+def make_batch_segmenter(config: NetworkConfig, mesh: Mesh, loss: Loss | None = None) -> BatchSegmenter:
     """The segmenter of a network, the same object for the same network; nothing is compiled yet.
 
     Args:
@@ -131,7 +131,7 @@ def make_segmenter(config: NetworkConfig, mesh: Mesh, loss: Loss | None = None) 
         return values | ({} if loss is None else {"loss": loss(logits, target), "weight": loss.weights(target)})
 
     names = (*OVERLAP, INDEX, VALID, FINITE, *(() if loss is None else ("loss", "weight")))
-    return Segmenter(
+    return BatchSegmenter(
         config.threshold,
         jax.jit(with_mesh(mesh, encode), static_argnums=2, out_shardings=by_rows),
         jax.jit(with_mesh(mesh, decode), static_argnums=4, out_shardings=by_rows),
