@@ -13,16 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from medvlsm_jax import atomic
 from medvlsm_jax.data.annotations import Record
+from medvlsm_jax.data.decoding.decode import Decoded, decode
 from medvlsm_jax.data.files import File
-from medvlsm_jax.data.images import check_side, mask_channel, open_image
+from medvlsm_jax.data.images import check_side, mask_channel, what_was_done
 from medvlsm_jax.errors import UserError
 
-VERSION = 1  # raise it when a file's facts are found in another way
+VERSION = 2  # raise it when a file's facts are found in another way
 MISSING = "is missing, but an annotation file names it: restore it or drop its record"
 
 
@@ -32,8 +32,9 @@ class Facts:
 
     Attributes:
         size: width and height in pixels.
-        mode: Pillow's.
+        mode: Pillow's; of 16-bit colour with `;16` behind it.
         values: of a mask: `binary`, `grey`, or `faint` (none above 127).
+        notes: of an image, what was done to read it; a line each that follows the file's name.
         is_turned: whether its EXIF orientation is another than upright.
         error: why it cannot be used; the other facts are then not known.
     """
@@ -41,6 +42,7 @@ class Facts:
     size: tuple[int, int] = (0, 0)
     mode: str = ""
     values: str = ""
+    notes: tuple[str, ...] = ()
     is_turned: bool = False
     error: str = ""
 
@@ -81,18 +83,18 @@ def find_facts(file: File, is_mask: bool, known: Known) -> tuple[Stamp | None, F
 def probe(file: File, is_mask: bool) -> Facts:
     """The facts of one file, which is decoded for it."""
     try:
-        image = open_image(file)
-        check_side(file, image.size)
-        values = mask_values(file, image) if is_mask else ""
+        decoded = decode(file)
+        check_side(file, decoded.size)
+        values = mask_values(file, decoded) if is_mask else ""
     except UserError as error:
         return Facts(error=str(error).removeprefix(f"{file} "))
-    is_turned = image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
-    return Facts(image.size, image.mode, values, is_turned)
+    notes = () if is_mask else what_was_done(decoded)
+    return Facts(decoded.size, decoded.mode, values, notes, decoded.is_turned)
 
 
-def mask_values(file: File, image: Image.Image) -> str:
+def mask_values(file: File, decoded: Decoded) -> str:
     """`binary`, `grey` or `faint`; raises a UserError for a mask of 0 and 1."""
-    channel = mask_channel(file, image)
+    channel = mask_channel(file, decoded)
     values = np.flatnonzero(channel.histogram()) if channel.mode == "L" else np.unique(np.asarray(channel))
     if 0 < values.max() <= 127:
         return "faint"
@@ -112,8 +114,8 @@ def read_cache(path: Path | None) -> Known:
         content = json.loads(path.read_text("utf-8")) if path is not None else {}
         entries = content["files"] if content.get("version") == VERSION else []
         return {
-            (name, is_mask): ((time, num_bytes), Facts((width, height), mode, values, is_turned))
-            for name, is_mask, time, num_bytes, width, height, mode, values, is_turned in entries
+            (name, is_mask): ((time, num_bytes), Facts((width, height), mode, values, tuple(notes), is_turned))
+            for name, is_mask, time, num_bytes, width, height, mode, values, notes, is_turned in entries
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -122,7 +124,7 @@ def read_cache(path: Path | None) -> Known:
 def write_cache(path: Path, known: Known) -> None:
     """Stores what is known; does nothing where that is not possible, for the files can be read anew."""
     entries = [
-        (name, is_mask, *stamp, *facts.size, facts.mode, facts.values, facts.is_turned)
+        (name, is_mask, *stamp, *facts.size, facts.mode, facts.values, facts.notes, facts.is_turned)
         for (name, is_mask), (stamp, facts) in known.items()
     ]
     try:

@@ -11,7 +11,7 @@ from medvlsm_jax import atomic
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cards import SPLITS
 from medvlsm_jax.data.facts import Facts, Key, default_cache, read_facts
-from medvlsm_jax.data.images import DEEP_MODES, check_sizes
+from medvlsm_jax.data.images import DEEP_MODES, TURNED, check_sizes
 from medvlsm_jax.data.language.prompts import check_prompt
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.errors import UserError
@@ -19,20 +19,11 @@ from medvlsm_jax.errors import UserError
 ERROR, WARNING, SKIP = "error", "warning", "skip"
 MAX_LINES = 20  # of a table, for errors and for warnings
 
-CONVERTED = {
-    "CMYK": "is CMYK: it is converted to RGB",
-    "P": "has a palette: its colours are looked up",
-    "PA": "has a palette with transparency: its colours are looked up, the transparency is dropped",
-    "LA": "has an alpha channel: it is dropped",
-    "RGBA": "has an alpha channel: it is dropped",
-} | dict.fromkeys(
-    DEEP_MODES, "is a 16-bit, 32-bit or float image: stretched from its own minimum and maximum to 0..255"
-)
 MASK_VALUES = {
     "grey": "holds grey values: what is above 127 counts as the object",
     "faint": "holds values, but none above 127: it is read as empty; the object should be 255",
 }
-TURNED = "has an EXIF orientation, which is ignored as in the original: check that image and mask lie alike"
+LIE_ALIKE = ": check that image and mask lie alike"  # after TURNED
 DUPLICATE = "is listed twice with the same mask: drop one of the records"
 LEAKED = "is in the split {} and in {} as well: drop one of the records, or what is measured is what was seen"
 COLONDB_COPY = (
@@ -161,12 +152,10 @@ def findings_of(facts: Facts, is_mask: bool) -> Iterator[tuple[str, str]]:
         return
     if is_mask and facts.mode not in ("1", "L", *DEEP_MODES):
         yield WARNING, f"is of mode {facts.mode}, not of a single channel: its first channel counts"
-    if not is_mask and facts.mode in CONVERTED:
-        yield WARNING, CONVERTED[facts.mode]
     if facts.values in MASK_VALUES:
         yield WARNING, MASK_VALUES[facts.values]
-    if facts.is_turned:
-        yield WARNING, TURNED
+    for note in (*facts.notes, *((TURNED,) if is_mask and facts.is_turned else ())):
+        yield WARNING, note + LIE_ALIKE if note == TURNED else note
 
 
 def find_mismatches(records: Sequence[Record], facts: Mapping[Key, Facts]) -> Iterator[Finding]:
@@ -176,7 +165,7 @@ def find_mismatches(records: Sequence[Record], facts: Mapping[Key, Facts]) -> It
         if image.error or mask.error:
             continue
         try:
-            check_sizes(record.image, image.size, record.mask, mask.size)
+            check_sizes(record.image, image, record.mask, mask)
         except UserError as error:
             text = str(error).removeprefix(f"{record.mask} ")
             yield Finding(ERROR, record.dataset, str(record.mask), text, (i,))

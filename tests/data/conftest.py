@@ -20,11 +20,11 @@ def records(tmp_path) -> list[Record]:
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
     """The names of the files that are decoded."""
-    names, real = [], facts.open_image
+    names, real = [], facts.decode
 
     def count(path):
         names.append(path.name)
         return real(path)
 
-    monkeypatch.setattr(facts, "open_image", count)
+    monkeypatch.setattr(facts, "decode", count)
     return names

@@ -65,10 +65,10 @@ def test_what_was_found_is_remembered_until_a_file_changes(records, tmp_path, de
     Image.fromarray(noise(20, 30, 4)).save(records[0].image)
     with_mask(records[1], Image.new("L", (20, 30), 90))
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = 3
     with_image(records[3], Image.fromarray(noise(20, 30, 3)), exif=exif)
     first = inspect_records(records, cache=cache)
-    texts = ["is 20x30 but its image", "has an alpha", "none above 127", "has an EXIF orientation"]
+    texts = ["is 20x30 but its image", "has an alpha", "none above 127", "is turned upright"]
     assert len(first) == len(texts)
     assert all(text in finding.text for text, finding in zip(texts, first, strict=True))
     decoded.clear()
@@ -104,7 +104,7 @@ def test_a_file_that_failed_is_tried_again(record, tmp_path, monkeypatch):
         raise UserError(f"{path} cannot be decoded as an image (Input/output error): restore or remove it")
 
     with monkeypatch.context() as patch:
-        patch.setattr(facts, "open_image", fail)
+        patch.setattr(facts, "decode", fail)
         assert len(inspect_records([record], cache=tmp_path / "cache.json")) == 2
     assert inspect_records([record], cache=tmp_path / "cache.json") == []
 

@@ -172,9 +172,9 @@ def test_a_palette_with_transparency_gives_no_warning_of_pillow(record):
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_an_image_that_a_camera_turned(record, suffix):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = 3
     record = with_image(record, Image.fromarray(noise(20, 30, 3)), suffix, exif=exif)
-    assert_warning(record, record.image, "has an EXIF orientation, which is ignored")
+    assert_warning(record, record.image, "is turned upright by its EXIF orientation: check that image and mask lie")
 
 
 def test_an_upright_image_that_says_so_needs_no_word(record):

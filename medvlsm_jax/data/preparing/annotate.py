@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from medvlsm_jax.data.cards import SPLITS, Card
-from medvlsm_jax.data.images import check_sizes, open_image, read_mask, to_rgb
+from medvlsm_jax.data.decoding.decode import decode
+from medvlsm_jax.data.images import check_sizes, picture, to_binary, to_rgb
 from medvlsm_jax.data.language.attributes import MEASURED, measure
 from medvlsm_jax.data.language.grammars import ATTRIBUTES, GENERAL, make_prompts, named_grammar, read_descriptions
 from medvlsm_jax.data.loading import split_card
@@ -174,9 +175,10 @@ def measure_rows(
 def measure_files(pair: tuple[Path, Path], true_thirds: bool) -> Measured:
     """The words of one object, and the box around its mask, from an image and a mask file."""
     image_path, mask_path = pair
-    image, mask = np.asarray(to_rgb(open_image(image_path))), read_mask(mask_path) > 0
-    check_sizes(image_path, (image.shape[1], image.shape[0]), mask_path, (mask.shape[1], mask.shape[0]))
-    words = measure(image, mask, true_thirds=true_thirds)
+    image, mask = decode(image_path), decode(mask_path)
+    check_sizes(image_path, image, mask_path, mask)
+    mask = to_binary(mask_path, mask) > 0
+    words = measure(np.asarray(to_rgb(picture(image))), mask, true_thirds=true_thirds)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return words, None

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from medvlsm_jax import atomic
-from medvlsm_jax.data.images import open_image, to_rgb
+from medvlsm_jax.data.decoding.decode import Decoded, decode
+from medvlsm_jax.data.images import how_to_agree, picture, to_rgb
 from medvlsm_jax.data.preparing.importers.item import KEPT, Item
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.processes import map_in_processes
@@ -49,7 +50,8 @@ def write_files(
 def write_image(items: tuple[Item, ...], folder: Path, subfolder: str, max_side: int) -> tuple[str, list[str]]:
     """Writes one image and its masks; returns the digest of its pixels and the masks that are there."""
     source = items[0].read_image()
-    image = open_image(source) if isinstance(source, Path) else Image.fromarray(source)
+    decoded = decode(source) if isinstance(source, Path) else Decoded(Image.fromarray(source))
+    image = picture(decoded)
     path = folder / "images" / subfolder / items[0].image
     if not path.exists():
         size = shrunk_size(image.size, max_side)
@@ -59,25 +61,26 @@ def write_image(items: tuple[Item, ...], folder: Path, subfolder: str, max_side:
                 shutil.copyfile(source, temporary)
         else:
             save(path, resized(image, size))
-    written = [item.mask for item in items if write_mask(item, folder / "masks" / subfolder, image.size, max_side)]
+    written = [item.mask for item in items if write_mask(item, folder / "masks" / subfolder, decoded, max_side)]
     return pixel_digest(image), written
 
 
-def write_mask(item: Item, folder: Path, size: tuple[int, int], max_side: int) -> bool:
-    """Writes a mask of 0 and 255; returns whether there is one, for an empty one may be left out."""
+def write_mask(item: Item, folder: Path, image: Decoded, max_side: int) -> bool:
+    """Writes the mask of an image, of 0 and 255; returns whether there is one, for an empty one may be left out."""
     path = folder / item.mask
     if path.exists():
         return True
     mask = item.read_mask()
-    if mask.shape != size[::-1]:
+    (height, width), size = mask.shape, image.size
+    if (width, height) != size:
         raise UserError(
-            f"the mask {item.mask} is {mask.shape[1]}x{mask.shape[0]} in the download but its image {item.image} is "
-            f"{size[0]}x{size[1]}: they must agree"
+            f"the mask {item.mask} is {width}x{height} in the download but its image {item.image} is "
+            f"{size[0]}x{size[1]}: {how_to_agree(size, (width, height), image.is_turned)}"
         )
     if not mask.any() and not item.keep_empty:
         return False
-    picture = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
-    save(path, picture.resize(shrunk_size(size, max_side), Image.Resampling.NEAREST))
+    pixels = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    save(path, pixels.resize(shrunk_size(size, max_side), Image.Resampling.NEAREST))
     return True
 
 

@@ -17,6 +17,7 @@ from absl import logging
 from jaxtyping import UInt8
 
 from medvlsm_jax.data.annotations import Record
+from medvlsm_jax.data.decoding.decode import VERSION
 from medvlsm_jax.data.files import File
 from medvlsm_jax.data.images import load_pair
 from medvlsm_jax.errors import UserError
@@ -69,10 +70,12 @@ def entry_name(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
 
 
-def stamp(file: File) -> tuple[str, int, int]:
-    """Name, time of the last change in ns, and size of a file: what is made of it is new when one of them is."""
+def stamp(file: File) -> tuple[str, int, int, int]:
+    """Name, time of the last change in ns and size of a file, and how files are decoded: what is made of it is new when
+    one of them is.
+    """
     stat = file.stat()
-    return str(file), stat.st_mtime_ns, stat.st_size
+    return str(file), stat.st_mtime_ns, stat.st_size, VERSION
 
 
 class ExampleCache:

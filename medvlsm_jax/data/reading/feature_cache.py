@@ -33,7 +33,7 @@ class FeatureCache:
     entries: Entries
     key: str
     sizes: dict[str, tuple[int, ...]]
-    stamps: dict[str, tuple[str, int, int]] = dataclasses.field(default_factory=dict)  # of the files seen so far
+    stamps: dict[str, tuple[str, int, int, int]] = dataclasses.field(default_factory=dict)  # of the files seen so far
 
     def image_name(self, record: Record) -> str:
         """The entry of a record's image."""

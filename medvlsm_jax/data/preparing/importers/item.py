@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
+from medvlsm_jax.data.decoding.errors import naming
+from medvlsm_jax.data.decoding.orientation import upright_size
 from medvlsm_jax.data.files import leads_out
 from medvlsm_jax.data.images import open_image, to_rgb
 from medvlsm_jax.errors import UserError
@@ -67,9 +69,9 @@ def as_found(path: Path) -> Path:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height, without decoding the pixels."""
-    with Image.open(path) as image:
-        return image.size
+    """Width and height as it is to be looked at, without decoding the pixels; of a PNG only where it has EXIF ahead."""
+    with naming(path), Image.open(path) as image:
+        return upright_size(image)
 
 
 def read_binary(path: Path) -> Mask:
