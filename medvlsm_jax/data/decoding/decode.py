@@ -84,7 +84,7 @@ def read_tiff(path: File, image: Image.Image) -> tuple[Pixels, str, int]:
     """Pixels, mode and orientation of an open TIFF, which Pillow turns while it loads it."""
     orientation, tags = orientation_of(image), tags_of(image)
     if match := DEEP_COLOUR.fullmatch(raw_mode(image)):
-        return deep_colour(path, *match.groups()), f"{match[1]};16", orientation
+        return deep_colour(path, match), f"{match[1]};16", orientation
     photometric, samples = tags.get(PHOTOMETRIC), tags.get(SAMPLES, (1,))
     image.load()
     pixels = tagged_values(image, photometric, samples[0])
@@ -95,7 +95,7 @@ def read_other(path: File, image: Image.Image) -> tuple[Pixels, str, int]:
     """Pixels, mode and orientation of an open file of any other format."""
     if match := DEEP_COLOUR.fullmatch(raw_mode(image)):
         orientation = orientation_of(image)
-        return deep_colour(path, *match.groups(), orientation), f"{match[1]};16", orientation
+        return deep_colour(path, match, orientation), f"{match[1]};16", orientation
     image.load()
     orientation = orientation_of(image)
     return upright(image, orientation), image.mode, orientation

@@ -5,7 +5,6 @@ here, once for each byte. What cannot be had whole in this way is refused.
 """
 
 import re
-import struct
 import sys
 from typing import Any
 
@@ -49,7 +48,7 @@ def cut_bits(path: File, image: Image.Image) -> int:
             return 8 * read(path, 4)[3]
         case "JPEG2000" if image.mode != "I;16":
             content = read(path)
-            start = content.index(CODESTREAM) + 40  # of a depth, a step across and one down for each component
+            start = content.index(CODESTREAM) + 42  # of a depth, a step across and one down for each component
             depths = content[start : start + 3 * int.from_bytes(content[start - 2 : start])][::3]
             return max((depth & 0x7F) + 1 for depth in depths)
         case "AVIF" if (start := (content := read(path, 1 << 16)).find(AV1)) >= 0:
@@ -85,20 +84,20 @@ def raw_mode(image: Image.Image) -> str:
 # --- 16-bit colour ----------------------------------------------------------------------------------------------------
 
 
-def deep_colour(path: File, kind: str, order: str, orientation: int = 1) -> UInt16[np.ndarray, "h w *c"]:
+def deep_colour(path: File, layout: re.Match[str], orientation: int = 1) -> UInt16[np.ndarray, "h w *c"]:
     """Red, green and blue (h, w, 3) of a file, or its one grey channel (h, w), without the transparency.
 
     Args:
         path: of a file whose `raw_mode` is DEEP_COLOUR.
-        kind: that pattern's first group.
-        order: of the bytes of a value, its second group: big, little, or the machine's own.
+        layout: how that pattern matches: the kinds of values, and the order of their bytes, big, little or native.
         orientation: by which they are turned.
     """
+    kind, order = layout.groups()
     if kind == "LA":  # two values of two bytes: to Pillow four of one
         high, low = np.moveaxis(samples(path, "RGBA", orientation)[..., :2], -1, 0)
         return high.astype(np.uint16) << 8 | low
-    kind = "RGBA" if kind == "RGBa" else kind
-    first, second = (samples(path, f"{kind};16{which}", orientation) for which in "BL")
+    raw = "RGBA" if kind == "RGBa" else kind  # in which Pillow divides by the opacity
+    first, second = (samples(path, f"{raw};16{which}", orientation) for which in "BL")
     is_big = order == "B" or (order == "N" and sys.byteorder == "big")
     values = (first if is_big else second).astype(np.uint16) << 8
     values |= second if is_big else first

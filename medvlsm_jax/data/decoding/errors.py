@@ -5,10 +5,15 @@ import struct
 import warnings
 from collections.abc import Iterator
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from medvlsm_jax.data.files import File
 from medvlsm_jax.errors import UserError
+
+BITS, PHOTOMETRIC, PER_PIXEL, SAMPLES = 258, 262, 277, 339  # tags of TIFF 6.0: BitsPerSample … SampleFormat
+SAMPLE_FORMATS = {1: "whole", 2: "signed", 3: "float", 4: "undefined", 5: "complex", 6: "complex"}
+BIG = 43  # the third byte of a BigTIFF
+DEPTHS = "8 or 16 bits a value, or one channel with 32-bit float"
 
 # What Pillow raises for broken files of its forty formats.
 BROKEN = (
@@ -34,6 +39,8 @@ def naming(path: File) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} is too large: shrink or remove it ({error})") from error
     except BROKEN as error:
+        if isinstance(error, UnidentifiedImageError) and (kind := unread_tiff(path)):
+            raise UserError(f"{path} is a TIFF of {kind}, which Pillow does not read: save it with {DEPTHS}") from error
         reason = why_unknown(path) if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise UserError(f"{path} cannot be decoded as an image ({reason}): restore or remove it") from error
 
@@ -42,6 +49,21 @@ def one_line(error: Exception) -> str:
     """What an exception says, or its kind where it says nothing; broken bytes of the file may stand in it."""
     words = "".join(x if x.isprintable() else " " for x in str(error)).split()
     return " ".join(words) or type(error).__name__
+
+
+def unread_tiff(path: File) -> str:
+    """What the values of a TIFF are that Pillow has no mode for; empty for what is no TIFF, or a broken one."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(8)
+            tags = TiffImagePlugin.ImageFileDirectory_v2(header + (file.read(8) if header[2] == BIG else b""))
+            file.seek(tags.next)
+            tags.load(file)
+        kind = SAMPLE_FORMATS[tags.get(SAMPLES, (1,))[0]]
+        is_inverted = tags[PHOTOMETRIC] == 0
+        return f"{tags[BITS][0]}-bit {kind} values, {tags.get(PER_PIXEL, 1)} a pixel{', white at 0' * is_inverted}"
+    except BROKEN:
+        return ""
 
 
 def why_unknown(path: File) -> str:

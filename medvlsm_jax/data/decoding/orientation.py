@@ -14,6 +14,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SPENT = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow keeps what says the orientation
 SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 
 
@@ -30,11 +31,16 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """An image as it is to be looked at."""
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+    """An image as it is to be looked at, without the words that would have it turned once more."""
+    if orientation not in UPRIGHT:
+        return image
+    turned = image.transpose(UPRIGHT[orientation])
+    turned.info = {key: value for key, value in image.info.items() if key not in SPENT}
+    return turned
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an open file as it is to be looked at, by its header."""
     is_done = ExifTags.Base.Orientation in getattr(image, "tag_v2", ())  # by Pillow, of a TIFF
-    return image.size[::-1] if orientation_of(image) in SIDEWAYS and not is_done else image.size
+    width, height = image.size
+    return (height, width) if orientation_of(image) in SIDEWAYS and not is_done else (width, height)

@@ -2,19 +2,21 @@
 
 import dataclasses
 import io
+import math
 import os
-import re
 import struct
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
+from medvlsm_jax.data.decoding.errors import BROKEN
 from medvlsm_jax.data.files import File
 
 SUBFILE_TYPE, DESCRIPTION = 254, 270  # tags of TIFF 6.0: NewSubfileType, ImageDescription
+ACROSS, DOWN = 282, 283  # XResolution, YResolution
 SHORT = 3  # a type of values
 REDUCED, TRANSPARENCY = 1, 4  # bits of NewSubfileType: a smaller copy of another page, a mask of it
 MAX_PAGES = 100_000
-# How ImageJ describes the one page of a stack that is too large for pages (ij.io.TiffEncoder).
-IMAGEJ = re.compile(r"ImageJ=.*?^images=(\d+)$", re.MULTILINE | re.DOTALL)
+IMAGEJ = "ImageJ="  # how its descriptions begin (ij.io.TiffEncoder); lines of key=value follow
+MILLIMETRES = {"mm": 1.0, "cm": 10.0, "micron": 1e-3, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3, "nm": 1e-6}  # its units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +91,33 @@ def subfile_type(table: bytes, layout: Layout) -> int:
     return 0
 
 
-def stacked_slices(description: str) -> int:
-    """How many slices ImageJ says that it wrote to a file; 0 where the description is another program's."""
-    match = IMAGEJ.match(description)
-    return int(match[1]) if match else 0
+def imagej_properties(tags: Any) -> dict[str, str]:
+    """What ImageJ says of a file in its description; nothing where that is another program's."""
+    description = str(tags.get(DESCRIPTION, ""))
+    lines = description.splitlines() if description.startswith(IMAGEJ) else []
+    return {key: value for key, _, value in (line.partition("=") for line in lines)}
+
+
+def stacked_slices(tags: Any) -> int:
+    """How many slices ImageJ has put behind one directory, as it does where a file has over 4 GB; else 0."""
+    count = imagej_properties(tags).get("images", "")
+    return int(count) if count.isdecimal() else 0
+
+
+def imagej_spacing(tags: Any) -> tuple[tuple[float, float] | None, float | None]:
+    """Millimetres of a pixel, down and across, and from page to page, of a file that ImageJ has calibrated.
+
+    The resolution of other TIFFs is that of a print or a screen and says nothing of the patient.
+    """
+    said = imagej_properties(tags)
+    unit = MILLIMETRES.get(said.get("unit", ""))
+    try:
+        down, across = (unit / float(tags[tag]) for tag in (DOWN, ACROSS)) if unit else (0.0, 0.0)
+        distance = unit * float(said["spacing"]) if unit and "spacing" in said else 0.0
+    except BROKEN:
+        return None, None
+    is_known = 0 < down < math.inf and 0 < across < math.inf
+    return (down, across) if is_known else None, distance if is_known and 0 < distance < math.inf else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +151,7 @@ class TiffPage:
         header = file.read(16)
         file.seek(0)
         layout = read_layout(header)
-        return Redirected(file, header[: layout.first] + layout.offset.pack(self.offset))
+        return io.BufferedReader(Redirected(file, header[: layout.first] + layout.offset.pack(self.offset)))
 
     def is_file(self) -> bool:
         return self.path.is_file()
@@ -137,6 +162,8 @@ class TiffPage:
 
 class Redirected(io.RawIOBase):
     """A file with another beginning. Who reads its descriptor itself, as libtiff does, sees the file as it is."""
+
+    mode = "rb"
 
     def __init__(self, file: IO[bytes], beginning: bytes):
         self.file = file
@@ -157,7 +184,7 @@ class Redirected(io.RawIOBase):
     def fileno(self) -> int:
         return self.file.fileno()
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         start = self.file.tell()
         content = self.file.read(len(buffer))
         if start < len(self.beginning):

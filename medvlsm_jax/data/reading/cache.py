@@ -71,9 +71,7 @@ def entry_name(*parts: object) -> str:
 
 
 def stamp(file: File) -> tuple[str, int, int, int]:
-    """Name, time of the last change in ns and size of a file, and how files are decoded: what is made of it is new when
-    one of them is.
-    """
+    """Name, time of the last change in ns, size, and the rules of decoding: what is made of a file depends on these."""
     stat = file.stat()
     return str(file), stat.st_mtime_ns, stat.st_size, VERSION
 
