@@ -157,14 +157,17 @@ def stretch(values: Num[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w *c"]:
 
     Of values that are no numbers, infinity is white, and NaN and minus infinity are black.
     """
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    is_float = values.dtype.kind == "f"
+    finite = values[np.isfinite(values)] if is_float else values
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     scale = 255.0 / (high - low) if high > low else 0.0
     result = np.empty(values.shape, np.uint8)
     rows = max(1, BLOCK // max(1, values[0].size))  # in blocks, for in float64 a large image takes gigabytes
     for start in range(0, len(values), rows):
         block = values[start : start + rows].astype(np.float64)
-        scaled = (np.clip(block, low, high) - low) * scale
-        scaled[np.isnan(block)], scaled[block == np.inf] = 0.0, 255.0
+        scaled = (np.clip(block, low, high) if is_float else block) - low
+        scaled *= scale
+        if is_float:
+            scaled[np.isnan(block)], scaled[block == np.inf] = 0.0, 255.0
         result[start : start + rows] = np.rint(scaled, out=scaled)
     return result

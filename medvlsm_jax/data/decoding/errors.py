@@ -1,6 +1,7 @@
 """What Pillow raises, as one line for people."""
 
 import contextlib
+import logging
 import struct
 import warnings
 from collections.abc import Iterator
@@ -22,11 +23,12 @@ BROKEN = (
 )
 
 # Pillow refuses a header that claims more than 2 * Image.MAX_IMAGE_PIXELS (179 million), before it decodes anything;
-# from half of that on it warns of images that it reads all the same, as it does of broken metadata. Its warnings are
-# silenced for the whole process, once, for only that is safe with threads; the limit stays Pillow's, so that nobody's
-# guard is weakened.
+# from half of that on it warns of images that it reads all the same, as it does of broken metadata. Its warnings and its
+# log are silenced for the whole process, once, for only that is safe with threads; the limit stays Pillow's, so that
+# nobody's guard is weakened.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
@@ -59,9 +61,8 @@ def unread_tiff(path: File) -> str:
             tags = TiffImagePlugin.ImageFileDirectory_v2(header + (file.read(8) if header[2] == BIG else b""))
             file.seek(tags.next)
             tags.load(file)
-        kind = SAMPLE_FORMATS[tags.get(SAMPLES, (1,))[0]]
-        is_inverted = tags[PHOTOMETRIC] == 0
-        return f"{tags[BITS][0]}-bit {kind} values, {tags.get(PER_PIXEL, 1)} a pixel{', white at 0' * is_inverted}"
+        kind, bits, count = SAMPLE_FORMATS[tags.get(SAMPLES, (1,))[0]], int(tags[BITS][0]), int(tags.get(PER_PIXEL, 1))
+        return f"{bits}-bit {kind} values, {count} a pixel{', white at 0' * (tags[PHOTOMETRIC] == 0)}"
     except BROKEN:
         return ""
 
