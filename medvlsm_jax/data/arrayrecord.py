@@ -18,11 +18,13 @@ from typing import Any, Literal
 
 from medvlsm_jax.data.annotations import Record, parse_record
 from medvlsm_jax.data.cards import Card
+from medvlsm_jax.data.decoding.decode import VERSION as DECODED_BY
 from medvlsm_jax.data.files import read_json
 from medvlsm_jax.errors import UserError
 
 NAME, VERSION = "medvlsm", "1.0.0"  # of the builder, and so of its folders
 INFO, METADATA = "dataset_info.json", "metadata.json"  # tensorflow-datasets' names
+DECODING = "decoding"  # in the metadata: by which version of the rules images were decoded
 
 
 def import_tfds() -> ModuleType:
@@ -71,9 +73,16 @@ def stored_size(folder: Path) -> int:
     return read_json(folder / METADATA)["image_size"]
 
 
+def check_decoded(folder: Path) -> None:
+    """Raises a UserError for a store of resized images that were decoded by other rules than today's."""
+    if stored_size(folder) and read_json(folder / METADATA).get(DECODING) != DECODED_BY:
+        raise UserError(f"{folder} holds images that an earlier version decoded and resized: remove it, write it again")
+
+
 def check_stored_size(records: Iterable[Record], image_size: int) -> None:
-    """Raises a UserError when records lie in a store that was resized to another size than a network's."""
+    """Raises a UserError when records lie in a store that was resized to another size than a network's, or long ago."""
     for folder in dict.fromkeys(record.image.folder for record in records if isinstance(record.image, StoredFile)):
+        check_decoded(folder)
         if (size := stored_size(folder)) not in (0, image_size):
             raise UserError(
                 f"{folder} holds images of {size} px, but the network reads {image_size}: write a store of that size "

@@ -289,6 +289,17 @@ def test_a_store_of_another_size_than_the_networks_is_refused(sample, store, tmp
         check_stored_size(small, 2 * SIZE)
 
 
+def test_a_store_that_was_resized_by_other_rules_of_decoding_is_refused(mine, own, tmp_path):
+    small = write_store(mine, MINE, tmp_path, image_size=SIZE)
+    for folder in (small, own):
+        metadata = json.loads((folder / "metadata.json").read_text("utf-8"))
+        (folder / "metadata.json").write_text(json.dumps({"image_size": metadata["image_size"]}))
+    message = f"{small} holds images that an earlier version decoded and resized: remove it, write it again"
+    assert error_of(check_stored_size, load_store(small, MINE, "train"), SIZE) == message
+    assert error_of(lambda: write_store(mine, MINE, tmp_path, image_size=SIZE)) == message
+    check_stored_size(load_store(own, MINE, "train"), SIZE)  # as found
+
+
 def test_a_dataset_whose_name_ends_in_a_number_is_no_resized_one(store, tmp_path):
     shutil.copytree(store, tmp_path / "medvlsm" / "mine_2024" / "1.0.0")
     assert find_store(tmp_path, MINE) is None

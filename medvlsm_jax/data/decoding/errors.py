@@ -23,9 +23,9 @@ BROKEN = (
 )
 
 # Pillow refuses a header that claims more than 2 * Image.MAX_IMAGE_PIXELS (179 million), before it decodes anything;
-# from half of that on it warns of images that it reads all the same, as it does of broken metadata. Its warnings and its
-# log are silenced for the whole process, once, for only that is safe with threads; the limit stays Pillow's, so that
-# nobody's guard is weakened.
+# from half of that on it warns of images that it reads all the same, as it does of broken metadata. Its warnings and
+# its log are silenced for the whole process, once, for only that is safe with threads; the limit stays Pillow's, so
+# that nobody's guard is weakened.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)

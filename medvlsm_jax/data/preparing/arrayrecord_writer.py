@@ -18,8 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from medvlsm_jax.data.annotations import Record, check_files
-from medvlsm_jax.data.arrayrecord import NAME, VERSION, config_name, import_tfds, stored_size
+from medvlsm_jax.data.arrayrecord import DECODING, NAME, VERSION, check_decoded, config_name, import_tfds, stored_size
 from medvlsm_jax.data.cards import CARDS, SPLITS, Card, find_folder
+from medvlsm_jax.data.decoding.decode import VERSION as DECODED_BY
 from medvlsm_jax.data.files import File, read_json
 from medvlsm_jax.data.images import MIN_SIDE, load_pair
 from medvlsm_jax.data.loading import load_split
@@ -119,6 +120,7 @@ def cut(items: list[StoreItem], num_shards: int | None) -> list[list[StoreItem]]
 
 def check_same(folder: Path, image_size: int, annotations: Mapping[str, bytes]) -> None:
     """Raises a UserError unless a store is complete and has this size and these annotation files."""
+    check_decoded(folder)
     size = stored_size(folder)
     found = {path.stem: path.read_bytes() for path in (folder / "anns").glob("*.json")}
     if (size, found) != (image_size, annotations):
@@ -212,7 +214,7 @@ def builder_class() -> type:
                 homepage=self.card.download,
                 citation=self.card.citation,
                 license=self.card.licence,
-                metadata=tfds.core.MetadataDict(image_size=self.image_size),
+                metadata=tfds.core.MetadataDict({"image_size": self.image_size, DECODING: DECODED_BY}),
             )
 
         def _shard_iterators_per_split(self, dl_manager):
