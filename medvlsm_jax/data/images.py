@@ -8,12 +8,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
 from medvlsm_jax.data.decoding.decode import Decoded, decode
-from medvlsm_jax.data.decoding.depth import DEEP_MODES, stretch
+from medvlsm_jax.data.decoding.depth import DEEP_MODES, NOT_DECODED, stretch
 from medvlsm_jax.data.files import File
 from medvlsm_jax.errors import UserError
 
 LARGEST = 2**31 - 1  # that an image of mode I holds
-NOT_DECODED = ("MPEG", "EPS", "FITS")  # of a film Pillow reads the size alone, for a drawing it needs another program
 MIN_SIDE = 8  # in pixels; what is smaller stands for an image that was lost
 
 CONVERTED = {

@@ -16,6 +16,11 @@ from medvlsm_jax.data.decoding.orientation import upright
 from medvlsm_jax.data.files import File
 from medvlsm_jax.errors import UserError
 
+NOT_DECODED = {
+    "EPS": "a PostScript file, which takes another program to draw",  # and Pillow starts it
+    "FITS": "a FITS file, whose planes and scale are not read",
+    "MPEG": "a film, of which the size alone is read",
+}
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 DEEP_COLOUR = re.compile(r"(LA|RGB|RGBX|RGBA|RGBa|CMYK);16([BLN])")  # how 16-bit colour lies in a file, to Pillow
 BITS, PHOTOMETRIC, PLANES, SAMPLES = 258, 262, 284, 339  # tags of TIFF 6.0: BitsPerSample … SampleFormat
@@ -27,8 +32,8 @@ BLOCK = 1 << 20  # values that are stretched at once
 
 def check_depth(path: File, image: Image.Image) -> None:
     """Raises a UserError for an open file that holds more than Pillow, or this module, reads of it."""
-    if image.format == "FITS":
-        raise UserError(f"{path} is a FITS file, whose planes and scale are not read: save it as PNG, TIFF or NIfTI")
+    if image.format in NOT_DECODED:
+        raise UserError(f"{path} is {NOT_DECODED[image.format]}: save it as PNG, TIFF or NIfTI")
     if (bits := cut_bits(path, image)) > 8:
         raise UserError(
             f"{path} has {bits} bits a value, of which 8 would be read: save it as a PNG or chunky TIFF of 16 bits"

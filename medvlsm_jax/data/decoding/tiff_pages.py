@@ -18,6 +18,8 @@ MAX_PAGES = 100_000
 IMAGEJ = "ImageJ="  # how its descriptions begin (ij.io.TiffEncoder); lines of key=value follow
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "micron": 1e-3, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3, "nm": 1e-6}  # its units
 
+Stream = IO[bytes] | io.BytesIO  # of a file on disk, of one in a store
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -55,7 +57,7 @@ def read_layout(header: bytes) -> Layout:
     return Layout("<" if header[:2] == b"II" else ">", header[2:3] == b"\x2b")
 
 
-def page_offsets(file: IO[bytes]) -> list[int]:
+def page_offsets(file: Stream) -> list[int]:
     """Where the directories of a TIFF's pages lie; its only one where all are thumbnails or the like.
 
     Raises:
@@ -165,7 +167,7 @@ class Redirected(io.RawIOBase):
 
     mode = "rb"
 
-    def __init__(self, file: IO[bytes], beginning: bytes):
+    def __init__(self, file: Stream, beginning: bytes):
         self.file = file
         self.beginning = beginning
 

@@ -180,6 +180,12 @@ def test_a_fits_file_is_refused(tmp_path):
     assert "is a FITS file" in error_of(open_image, tmp_path / "a.fits")
 
 
+def test_a_drawing_that_pillow_would_start_a_program_for_is_refused_whatever_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.check_call", lambda *args, **kwargs: pytest.fail("a program was started"))
+    Image.fromarray(DEEP[..., 0].astype(np.uint8)).save(tmp_path / "a.png", "EPS")
+    assert "is a PostScript file" in error_of(open_image, tmp_path / "a.png")
+
+
 # --- What is no number ------------------------------------------------------------------------------------------------
 
 

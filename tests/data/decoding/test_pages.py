@@ -1,5 +1,8 @@
 """A file of several pages or frames is no image; what only looks like several is."""
 
+import dataclasses
+import io
+import os
 import struct
 import time
 
@@ -49,6 +52,34 @@ def test_a_thumbnail_is_no_page_whether_it_comes_first_or_last(tmp_path, order, 
     assert open_image(path).size == (10, 6)
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredBytes:
+    """A file that lies in no folder, as an entry of an ArrayRecord."""
+
+    content: bytes
+    name: str = "a.tif"
+    stem: str = "a"
+
+    def open(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self.content)
+
+    def is_file(self) -> bool:
+        return True
+
+    def stat(self) -> os.stat_result:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return "store[0]"
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+def test_a_file_in_a_store_is_read_alike(compression):
+    page, small = np.arange(240, dtype=np.uint8).reshape(12, 20), (PAGES[0][:6, :10], REDUCED)
+    np.testing.assert_array_equal(open_image(StoredBytes(tiff(small, page, compression=compression))), page)
+    assert "store[0] has 2 pages" in error_of(open_image, StoredBytes(tiff(page, page, compression=compression)))
+
+
 @pytest.mark.parametrize(("order", "is_big"), [("<", False), (">", False), ("<", True)])
 def test_pages_are_found_in_every_layout(tmp_path, order, is_big):
     path = tmp_path / "a.tif"
@@ -56,6 +87,14 @@ def test_pages_are_found_in_every_layout(tmp_path, order, is_big):
     with path.open("rb") as file:
         assert len(page_offsets(file)) == 3
     assert "has 3 pages" in error_of(open_image, path)
+
+
+def test_a_fax_of_several_sheets_has_several_frames(tmp_path):
+    Image.fromarray(PAGES[1]).save(tmp_path / "a.pcx")
+    sheet = (tmp_path / "a.pcx").read_bytes()
+    offsets = [4 + 4 * 3, 4 + 4 * 3 + len(sheet)]
+    (tmp_path / "a.dcx").write_bytes(struct.pack("<IIII", 0x3ADE68B1, *offsets, 0) + 2 * sheet)
+    assert "has 2 frames" in error_of(open_image, tmp_path / "a.dcx")
 
 
 def test_a_photoshop_file_is_its_picture(tmp_path):

@@ -191,3 +191,12 @@ def test_an_entry_that_may_not_be_read_is_read_anew(record, reads, tmp_path):
     (tmp_path / cache.name(record)).symlink_to(cache.name(record))  # a loop, which no one may open
     assert_same(load(cache, record), pixels(record))
     assert len(reads) == 1
+
+
+def test_what_was_decoded_by_other_rules_is_decoded_anew(record, tmp_path, reads, monkeypatch):
+    load(ExampleCache(tmp_path, SIZE), record)
+    load(ExampleCache(tmp_path, SIZE), record)
+    assert len(reads) == 1
+    monkeypatch.setattr(caching, "VERSION", 0)
+    load(ExampleCache(tmp_path, SIZE), record)
+    assert len(reads) == 2
