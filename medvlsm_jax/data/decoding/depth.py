@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num, UInt8, UInt16
+from jaxtyping import Float, Num, UInt8, UInt16
 from PIL import Image
 
 from medvlsm_jax.data.decoding.orientation import upright
@@ -27,6 +27,7 @@ BITS, PHOTOMETRIC, PLANES, SAMPLES = 258, 262, 284, 339  # tags of TIFF 6.0: Bit
 MIN_IS_WHITE, APART, UNSIGNED, SIGNED = 0, 2, 1, 2  # values of the last three
 CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000 (ISO 15444-1, A.4.1 and A.5.1)
 AV1 = b"av1C\x81"  # AV1's configuration in an AVIF (AV1 in ISOBMFF, 2.3.3)
+MAX_BYTES = 512 << 20  # of values that are not 8 bits, which are held several times while they are read
 BLOCK = 1 << 20  # values that are stretched at once
 
 
@@ -34,6 +35,13 @@ def check_depth(path: File, image: Image.Image) -> None:
     """Raises a UserError for an open file that holds more than Pillow, or this module, reads of it."""
     if image.format in NOT_DECODED:
         raise UserError(f"{path} is {NOT_DECODED[image.format]}: save it as PNG, TIFF or NIfTI")
+    size = (
+        image.width * image.height * (6 if DEEP_COLOUR.fullmatch(raw_mode(image)) else 4 * (image.mode in ("I", "F")))
+    )
+    if size > MAX_BYTES:
+        raise UserError(
+            f"{path} is too large: its deep values take {size >> 20} MiB of at most {MAX_BYTES >> 20}; shrink it"
+        )
     if (bits := cut_bits(path, image)) > 8:
         raise UserError(
             f"{path} has {bits} bits a value, of which 8 would be read: save it as a PNG or chunky TIFF of 16 bits"
@@ -163,8 +171,7 @@ def stretch(values: Num[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w *c"]:
     Of values that are no numbers, infinity is white, and NaN and minus infinity are black.
     """
     is_float = values.dtype.kind == "f"
-    finite = values[np.isfinite(values)] if is_float else values
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    low, high = finite_range(values) if is_float else (float(values.min()), float(values.max()))
     scale = 255.0 / (high - low) if high > low else 0.0
     result = np.empty(values.shape, np.uint8)
     rows = max(1, BLOCK // max(1, values[0].size))  # in blocks, for in float64 a large image takes gigabytes
@@ -176,3 +183,12 @@ def stretch(values: Num[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w *c"]:
             scaled[np.isnan(block)], scaled[block == np.inf] = 0.0, 255.0
         result[start : start + rows] = np.rint(scaled, out=scaled)
     return result
+
+
+def finite_range(values: Float[np.ndarray, "..."]) -> tuple[float, float]:
+    """The smallest and the largest number; 0 and 0 where there is none."""
+    are_finite = np.isfinite(values)
+    if not are_finite.any():
+        return 0.0, 0.0
+    low, high = np.min(values, where=are_finite, initial=np.inf), np.max(values, where=are_finite, initial=-np.inf)
+    return float(low), float(high)

@@ -71,15 +71,18 @@ def page_offsets(file: Stream) -> list[int]:
     first, pages, seen, entries = offset, [], set(), 0
     while offset and offset not in seen:
         seen.add(offset)
-        file.seek(offset)
-        (count,) = layout.count.unpack(file.read(layout.count.size))
-        entries += count
-        if len(pages) > MAX_PAGES or entries * layout.entry.size > size:
-            raise ValueError("its pages lie one over the other, or are too many")
-        table = file.read(count * layout.entry.size)
-        if not subfile_type(table, layout) & (REDUCED | TRANSPARENCY):
-            pages.append(offset)
-        (offset,) = layout.offset.unpack(file.read(layout.offset.size))
+        try:
+            file.seek(offset)
+            (count,) = layout.count.unpack(file.read(layout.count.size))
+            entries += count
+            if len(pages) > MAX_PAGES or entries * layout.entry.size > size:
+                raise ValueError("its pages lie one over the other, or are too many")
+            table = file.read(count * layout.entry.size)
+            if not subfile_type(table, layout) & (REDUCED | TRANSPARENCY):
+                pages.append(offset)
+            (offset,) = layout.offset.unpack(file.read(layout.offset.size))
+        except (struct.error, OverflowError) as error:
+            raise ValueError(f"its chain of pages breaks off after {len(pages)}") from error
     return pages or [first]
 
 

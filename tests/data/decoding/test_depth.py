@@ -173,6 +173,13 @@ def test_a_jpeg_of_12_bits_is_named(tmp_path):
     assert "12-bit" in error_of(open_image, tmp_path / "a.jpg")
 
 
+def test_deep_colour_that_would_take_gigabytes_is_refused_by_its_header(tmp_path):
+    content = png(DEEP[..., :3])
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 10_000, 10_000, 16, 2, 0, 0, 0))
+    (tmp_path / "a.png").write_bytes(content[:8] + header + content[33:])
+    assert "is too large: its deep values take 572 MiB of at most 512" in error_of(open_image, tmp_path / "a.png")
+
+
 def test_a_fits_file_is_refused(tmp_path):
     cards = ["SIMPLE  = T", "BITPIX  = 8", "NAXIS   = 3", "NAXIS1  = 20", "NAXIS2  = 12", "NAXIS3  = 5", "END"]
     header = "".join(card.ljust(80) for card in cards).ljust(2880).encode()

@@ -118,6 +118,12 @@ def test_a_chain_that_comes_back_ends(tmp_path):
     assert "has 2 pages" in error_of(open_image, tmp_path / "a.tif")
 
 
+def test_a_chain_that_breaks_off_is_refused(tmp_path):
+    content = tiff(*PAGES)
+    (tmp_path / "a.tif").write_bytes(content[: -PAGES[0].size - 100])
+    assert "its chain of pages breaks off after 2" in error_of(open_image, tmp_path / "a.tif")
+
+
 def test_a_chain_of_more_pages_than_there_can_be_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tiff_pages, "MAX_PAGES", 1)
     (tmp_path / "a.tif").write_bytes(tiff(*PAGES))
