@@ -78,9 +78,10 @@ def page_offsets(file: Stream) -> list[int]:
             if len(pages) > MAX_PAGES or entries * layout.entry.size > size:
                 raise ValueError("its pages lie one over the other, or are too many")
             table = file.read(count * layout.entry.size)
+            (following,) = layout.offset.unpack(file.read(layout.offset.size))
             if not subfile_type(table, layout) & (REDUCED | TRANSPARENCY):
                 pages.append(offset)
-            (offset,) = layout.offset.unpack(file.read(layout.offset.size))
+            offset = following
         except (struct.error, OverflowError) as error:
             raise ValueError(f"its chain of pages breaks off after {len(pages)}") from error
     return pages or [first]

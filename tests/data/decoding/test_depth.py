@@ -173,6 +173,7 @@ def test_a_jpeg_of_12_bits_is_named(tmp_path):
     assert "12-bit" in error_of(open_image, tmp_path / "a.jpg")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_deep_colour_that_would_take_gigabytes_is_refused_by_its_header(tmp_path):
     content = png(DEEP[..., :3])
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 10_000, 10_000, 16, 2, 0, 0, 0))
