@@ -5,11 +5,10 @@ import dataclasses
 import numpy as np
 from jaxtyping import Num
 from PIL import Image
+from PIL.ExifTags import Base as Tag
 
 from medvlsm_jax.data.decoding.depth import (
     DEEP_COLOUR,
-    PHOTOMETRIC,
-    SAMPLES,
     check_depth,
     deep_colour,
     raw_mode,
@@ -85,7 +84,7 @@ def read_tiff(path: File, image: Image.Image) -> tuple[Pixels, str, int]:
     orientation, tags = orientation_of(image), tags_of(image)
     if match := DEEP_COLOUR.fullmatch(raw_mode(image)):
         return deep_colour(path, match), f"{match[1]};16", orientation
-    photometric, samples = tags.get(PHOTOMETRIC), tags.get(SAMPLES, (1,))
+    photometric, samples = tags.get(Tag.PhotometricInterpretation), tags.get(Tag.SampleFormat, (1,))
     image.load()
     pixels = tagged_values(image, photometric, samples[0])
     return pixels, pixels.mode if isinstance(pixels, Image.Image) else image.mode, orientation

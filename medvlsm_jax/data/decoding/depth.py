@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Num, UInt8, UInt16
 from PIL import Image
+from PIL.ExifTags import Base as Tag
 
 from medvlsm_jax.data.decoding.orientation import upright
 from medvlsm_jax.data.files import File
@@ -23,8 +24,7 @@ NOT_DECODED = {
 }
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 DEEP_COLOUR = re.compile(r"(LA|RGB|RGBX|RGBA|RGBa|CMYK);16([BLN])")  # how 16-bit colour lies in a file, to Pillow
-BITS, PHOTOMETRIC, PLANES, SAMPLES = 258, 262, 284, 339  # tags of TIFF 6.0: BitsPerSample … SampleFormat
-MIN_IS_WHITE, APART, UNSIGNED, SIGNED = 0, 2, 1, 2  # values of the last three
+MIN_IS_WHITE, APART, UNSIGNED, SIGNED = 0, 2, 1, 2  # of PhotometricInterpretation, PlanarConfiguration, SampleFormat
 CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000 (ISO 15444-1, A.4.1 and A.5.1)
 AV1 = b"av1C\x81"  # AV1's configuration in an AVIF (AV1 in ISOBMFF, 2.3.3)
 MAX_BYTES = 512 << 20  # of values that are not 8 bits, which are held several times while they are read
@@ -52,7 +52,7 @@ def cut_bits(path: File, image: Image.Image) -> int:
     """How many bits the values of an open file have, where Pillow keeps 8 of them and the others are out of reach."""
     tags = tags_of(image)
     match image.format:
-        case "TIFF" if tags.get(PLANES) == APART and len(bits := tags.get(BITS, ())) > 1:
+        case "TIFF" if tags.get(Tag.PlanarConfiguration) == APART and len(bits := tags.get(Tag.BitsPerSample, ())) > 1:
             return max(bits)
         case "PPM" if DEEP_COLOUR.fullmatch(raw_mode(image)) is None and image.mode != "I":
             arguments = image.tile[0].args if image.tile else ""  # pyright: ignore[reportAttributeAccessIssue]
@@ -150,8 +150,8 @@ def tagged_values(image: Image.Image, photometric: int | None, samples: int) -> 
 
     Args:
         image: decoded.
-        photometric: its tag PHOTOMETRIC, of which decoding leaves nothing.
-        samples: its tag SAMPLES.
+        photometric: its tag PhotometricInterpretation, of which decoding leaves nothing.
+        samples: its tag SampleFormat.
     """
     if image.mode == "L" and samples == SIGNED:
         return Image.fromarray(np.asarray(image).view(np.int8).astype(np.int32))

@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Iterator
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL.ExifTags import Base as Tag
 
 from medvlsm_jax.data.files import File
 from medvlsm_jax.errors import UserError
 
-BITS, PHOTOMETRIC, PER_PIXEL, SAMPLES = 258, 262, 277, 339  # tags of TIFF 6.0: BitsPerSample … SampleFormat
-SAMPLE_FORMATS = {1: "whole", 2: "signed", 3: "float", 4: "undefined", 5: "complex", 6: "complex"}
+SAMPLE_FORMATS = {1: "whole", 2: "signed", 3: "float", 4: "undefined", 5: "complex", 6: "complex"}  # of TIFF 6.0
 BIG = 43  # the third byte of a BigTIFF
+NO_MODE = "TIFF: unknown pixel mode"  # says Pillow
 DEPTHS = "8 or 16 bits a value, or one channel with 32-bit float"
 
 # What Pillow raises for broken files of its forty formats.
@@ -41,9 +42,9 @@ def naming(path: File) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} is too large: shrink or remove it ({error})") from error
     except BROKEN as error:
-        if isinstance(error, UnidentifiedImageError) and (kind := unread_tiff(path)):
-            raise UserError(f"{path} is a TIFF of {kind}, which Pillow does not read: save it with {DEPTHS}") from error
         reason = why_unknown(path) if isinstance(error, UnidentifiedImageError) else one_line(error)
+        if reason == NO_MODE and (kind := tiff_values(path)):
+            raise UserError(f"{path} is a TIFF of {kind}, which Pillow does not read: save it with {DEPTHS}") from error
         raise UserError(f"{path} cannot be decoded as an image ({reason}): restore or remove it") from error
 
 
@@ -53,16 +54,17 @@ def one_line(error: Exception) -> str:
     return " ".join(words) or type(error).__name__
 
 
-def unread_tiff(path: File) -> str:
-    """What the values of a TIFF are that Pillow has no mode for; empty for what is no TIFF, or a broken one."""
+def tiff_values(path: File) -> str:
+    """What the values of a TIFF are; empty where its tags do not say."""
     try:
         with path.open("rb") as file:
             header = file.read(8)
             tags = TiffImagePlugin.ImageFileDirectory_v2(header + (file.read(8) if header[2] == BIG else b""))
             file.seek(tags.next)
             tags.load(file)
-        kind, bits, count = SAMPLE_FORMATS[tags.get(SAMPLES, (1,))[0]], int(tags[BITS][0]), int(tags.get(PER_PIXEL, 1))
-        return f"{bits}-bit {kind} values, {count} a pixel{', white at 0' * (tags[PHOTOMETRIC] == 0)}"
+        kind = SAMPLE_FORMATS[tags.get(Tag.SampleFormat, (1,))[0]]
+        bits, count = int(tags[Tag.BitsPerSample][0]), int(tags.get(Tag.SamplesPerPixel, 1))
+        return f"{bits}-bit {kind} values, {count} a pixel{', white at 0' * (tags[Tag.PhotometricInterpretation] == 0)}"
     except BROKEN:
         return ""
 

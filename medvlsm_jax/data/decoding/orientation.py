@@ -1,6 +1,7 @@
 """Which way up the pixels of a file are to be looked at, as its EXIF says."""
 
-from PIL import ExifTags, Image
+from PIL import Image
+from PIL.ExifTags import Base as Tag
 
 from medvlsm_jax.data.decoding.errors import BROKEN
 
@@ -24,7 +25,7 @@ def orientation_of(image: Image.Image) -> int:
     Of a PNG that has none ahead of its pixels these are decoded; of a TIFF it is forgotten once it is decoded.
     """
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation)
+        found = image.getexif().get(Tag.Orientation)
         return int(found) if found in UPRIGHT else 1
     except BROKEN:  # broken metadata make no image unreadable
         return 1
@@ -41,6 +42,6 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an open file as it is to be looked at, by its header."""
-    is_done = ExifTags.Base.Orientation in getattr(image, "tag_v2", ())  # by Pillow, of a TIFF
+    is_done = Tag.Orientation in getattr(image, "tag_v2", ())  # by Pillow, of a TIFF
     width, height = image.size
     return (height, width) if orientation_of(image) in SIDEWAYS and not is_done else (width, height)

@@ -21,10 +21,9 @@ def find_pages(path: File, image: Image.Image) -> list[File]:
     Raises:
         UserError: it is a stack that ImageJ wrote without pages.
     """
-    is_several = getattr(image, "is_animated", False)
     if image.format != "TIFF":
         return [path]
-    if not is_several:
+    if not getattr(image, "is_animated", False):
         if (slices := stacked_slices(image.tag_v2)) > 1:  # pyright: ignore[reportAttributeAccessIssue]
             raise UserError(f"{path} is a stack of {slices} slices that ImageJ wrote without pages: save it with pages")
         return [path]

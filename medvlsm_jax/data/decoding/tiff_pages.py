@@ -7,12 +7,12 @@ import os
 import struct
 from typing import IO, Any, Literal
 
+from PIL.ExifTags import Base as Tag
+
 from medvlsm_jax.data.decoding.errors import BROKEN
 from medvlsm_jax.data.files import File
 
-SUBFILE_TYPE, DESCRIPTION = 254, 270  # tags of TIFF 6.0: NewSubfileType, ImageDescription
-ACROSS, DOWN = 282, 283  # XResolution, YResolution
-SHORT = 3  # a type of values
+SHORT = 3  # a type of values (TIFF 6.0, section 2)
 REDUCED, TRANSPARENCY = 1, 4  # bits of NewSubfileType: a smaller copy of another page, a mask of it
 MAX_PAGES = 100_000
 IMAGEJ = "ImageJ="  # how its descriptions begin (ij.io.TiffEncoder); lines of key=value follow
@@ -89,17 +89,17 @@ def page_offsets(file: Stream) -> list[int]:
 
 def subfile_type(table: bytes, layout: Layout) -> int:
     """NewSubfileType of the directory with these entries; 0 where it has none."""
-    if struct.pack(f"{layout.order}H", SUBFILE_TYPE) not in table:
+    if struct.pack(f"{layout.order}H", Tag.NewSubfileType) not in table:
         return 0
     for tag, kind, _, value in layout.entry.iter_unpack(table):
-        if tag == SUBFILE_TYPE:
+        if tag == Tag.NewSubfileType:
             return struct.unpack_from(layout.order + ("H" if kind == SHORT else "I"), value)[0]
     return 0
 
 
 def imagej_properties(tags: Any) -> dict[str, str]:
     """What ImageJ says of a file in its description; nothing where that is another program's."""
-    description = str(tags.get(DESCRIPTION, ""))
+    description = str(tags.get(Tag.ImageDescription, ""))
     lines = description.splitlines() if description.startswith(IMAGEJ) else []
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
 
@@ -118,7 +118,7 @@ def imagej_spacing(tags: Any) -> tuple[tuple[float, float] | None, float | None]
     said = imagej_properties(tags)
     unit = MILLIMETRES.get(said.get("unit", ""))
     try:
-        down, across = (unit / float(tags[tag]) for tag in (DOWN, ACROSS)) if unit else (0.0, 0.0)
+        down, across = (unit / float(tags[tag]) for tag in (Tag.YResolution, Tag.XResolution)) if unit else (0.0, 0.0)
         distance = unit * float(said["spacing"]) if unit and "spacing" in said else 0.0
     except BROKEN:
         return None, None
