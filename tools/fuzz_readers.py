@@ -29,13 +29,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fuzz_images import IMAGES
+from fuzz_volumes import VOLUMES
 from fuzz_weights import WEIGHTS
 from fuzzing import Reader, flip
 
 from medvlsm_jax.command_line import run_program
 from medvlsm_jax.errors import UserError
 
-READERS = {reader.name: reader for reader in (*WEIGHTS, *IMAGES)}
+READERS = {reader.name: reader for reader in (*WEIGHTS, *IMAGES, *VOLUMES)}
 MAX_SECONDS = 10.0
 MAX_BYTES = 2 << 30
 FORBIDDEN = ("os.", "subprocess.", "shutil.", "socket.", "ctypes.", "pty.", "tempfile.")  # audit events

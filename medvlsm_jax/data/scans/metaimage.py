@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 
 from medvlsm_jax.data.scans.orientation import is_sound
 from medvlsm_jax.data.scans.stored import Stored, known_sides, three_axes
-from medvlsm_jax.data.scans.voxels import data_file, first_bytes, read_voxels
+from medvlsm_jax.data.scans.voxels import Voxels, data_file, first_bytes, printable
 from medvlsm_jax.errors import UserError
 
 MAX_HEADER = 1 << 20  # bytes
@@ -78,7 +78,7 @@ class MetaImageHeader:
             "ElementDataFile": "LOCAL",
         }
         with path.open("wb") as file:
-            file.write("".join(f"{key} = {value}\n" for key, value in lines.items()).encode("ascii"))
+            file.write("".join(f"{key} = {value}\n" for key, value in lines.items()).encode("latin-1"))
             file.writelines(packed)
 
 
@@ -100,11 +100,10 @@ def read_metaimage(path: Path) -> Stored[MetaImageHeader]:
     start = voxels_start(path, lines, length if is_local else 0)
     if start < 0:
         start = data.stat().st_size - math.prod(shape) * channels * dtype.itemsize
-    values = read_voxels(data, shape, dtype, channels, 0 if is_packed else start, start if is_packed else None)
     lengths, affine = read_geometry(path, lines, len(sides))
     return Stored(
         files=(path,) if is_local else (path, data),
-        values=values,
+        voxels=Voxels(data, shape, dtype, channels, 0 if is_packed else start, start if is_packed else None),
         header=MetaImageHeader(tuple(sides), {key: lines[key] for key in GEOMETRY if key in lines}),
         affine=affine,
         sides=lengths,
@@ -120,7 +119,7 @@ def read_lines(path: Path) -> tuple[dict[str, str], int]:
     lines, length = {}, 0
     for line in first_bytes(path, MAX_HEADER).splitlines(keepends=True):
         length += len(line)
-        found = LINE.fullmatch(line.decode("latin-1"))
+        found = LINE.fullmatch(printable(line))
         if found is None:
             break
         key = ALIASES.get(found["key"], found["key"])
@@ -186,6 +185,7 @@ def voxels_start(path: Path, lines: Mapping[str, str], length: int) -> int:
     return start or length
 
 
+@np.errstate(all="ignore")  # what comes of nonsense is not sound
 def read_geometry(
     path: Path, lines: Mapping[str, str], count: int
 ) -> tuple[tuple[float, float, float] | None, Float[np.ndarray, "4 4"] | None]:

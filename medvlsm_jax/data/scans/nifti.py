@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 
 from medvlsm_jax.data.scans.orientation import is_sound
 from medvlsm_jax.data.scans.stored import Stored, known_sides, sides_of, three_axes
-from medvlsm_jax.data.scans.voxels import first_bytes, is_packed, read_voxels
+from medvlsm_jax.data.scans.voxels import Voxels, first_bytes, is_packed
 from medvlsm_jax.errors import UserError
 
 SIZE_1, SIZE_2 = 348, 540  # of a header, which is its first number, too
@@ -29,6 +29,7 @@ UNITS = {
     1: 1000.0,
     3: 0.001,
 }  # mm of what `xyzt_units` names, metres and micrometres; else mm, as other readers have it
+CODES = range(1, 6)  # of a transform that is given
 TEXTS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
 PAIRS = ((".hdr", ".img"), (".hdr.gz", ".img.gz"))
 
@@ -123,12 +124,11 @@ def read_nifti(path: Path) -> Stored[NiftiHeader]:
     dtype = np.dtype(NUMBERS.get(kind, "u1")).newbyteorder(fields.endianness)
     start = voxel_offset(path, fields, is_pair)
     packed_from = 0 if is_packed(data) else None
-    values = read_voxels(data, shape, dtype, channels, start, packed_from)
     affine = best_affine(fields)
     lengths = known_sides((np.abs(fields["pixdim"][1 : len(sides) + 1]) * unit(fields)).tolist())
     return Stored(
         files=(path, data) if is_pair else (path,),
-        values=values,
+        voxels=Voxels(data, shape, dtype, channels, start, packed_from),
         header=NiftiHeader(fields),
         affine=affine,
         sides=lengths if affine is None else sides_of(affine),
@@ -186,15 +186,19 @@ def unit(fields: Any) -> float:
 
 def best_affine(fields: Any) -> Float[np.ndarray, "4 4"] | None:
     """The sform where it is given and sound, else the qform, in mm; None where neither is."""
+    nibabel = import_nibabel()
+    fields = fields.copy()
+    fields["pixdim"][0] = -1 if fields["pixdim"][0] < 0 else 1  # qfac: what is not negative counts as 1
     for code, read in (("sform_code", fields.get_sform), ("qform_code", fields.get_qform)):
-        if int(fields[code]) > 0:
-            try:
-                with np.errstate(all="ignore"):
-                    affine = np.diag([*[unit(fields)] * 3, 1.0]) @ np.asarray(read(), np.float64)
-            except ValueError:  # a quaternion that is none, a qfac that is neither 1 nor -1
-                continue
-            if is_sound(affine):
-                return affine
+        if int(fields[code]) not in CODES:
+            continue
+        try:
+            with np.errstate(all="ignore"):
+                affine = np.diag([*[unit(fields)] * 3, 1.0]) @ np.asarray(read(), np.float64)
+        except (nibabel.spatialimages.HeaderDataError, ValueError):  # negative lengths, a quaternion that is none
+            continue
+        if is_sound(affine):
+            return affine
     return None
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 
 from medvlsm_jax.data.scans.orientation import is_sound
 from medvlsm_jax.data.scans.stored import Stored, known_sides, sides_of, three_axes
-from medvlsm_jax.data.scans.voxels import data_file, first_bytes, read_voxels
+from medvlsm_jax.data.scans.voxels import Voxels, data_file, first_bytes, printable
 from medvlsm_jax.errors import UserError
 
 MAX_HEADER = 1 << 20  # bytes; of diffusion, a line for each direction
@@ -74,7 +74,9 @@ class NrrdHeader:
             "encoding": "gzip",
         }
         with path.open("wb") as file:
-            file.write("".join(["NRRD0005\n", *(f"{key}: {value}\n" for key, value in lines.items()), "\n"]).encode())
+            file.write(
+                "".join(["NRRD0005\n", *(f"{key}: {value}\n" for key, value in lines.items()), "\n"]).encode("latin-1")
+            )
             with gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
                 for k in range(voxels.shape[2]):
                     packed.write(voxels[:, :, k].tobytes("F"))
@@ -101,13 +103,12 @@ def read_nrrd(path: Path) -> Stored[NrrdHeader]:
     if skip == -1:
         begin, skip = data.stat().st_size - math.prod(shape) * (channels or 1) * dtype.itemsize, 0
     start, packed_from = (skip, begin) if is_packed else (begin + skip, None)
-    values = read_voxels(data, shape, dtype, channels or 1, start, packed_from)
     axes = {key: WORD.findall(fields[key])[skipped:] for key in AXES if key in fields}
     lengths, affine = read_geometry(path, fields, axes, min(len(sides), 3))
     geometry = {key: fields[key] for key in GEOMETRY if key in fields}
     return Stored(
         files=(path,) if data == path else (path, data),
-        values=values,
+        voxels=Voxels(data, shape, dtype, channels or 1, start, packed_from),
         header=NrrdHeader(tuple(sides), geometry | {key: " ".join(words) for key, words in axes.items()}),
         affine=affine,
         sides=lengths,
@@ -125,7 +126,7 @@ def read_header(path: Path) -> tuple[dict[str, str], int]:
     if not MAGIC.fullmatch(magic.strip()):
         raise UserError(f"{path} is no NRRD file: restore or remove it")
     for row in rest:
-        length, line = length + len(row), row.decode("latin-1")
+        length, line = length + len(row), printable(row)
         if not line.strip():
             return fields, length
         key, sign, value = line.partition(":")
@@ -184,6 +185,7 @@ def encoding(path: Path, fields: Mapping[str, str]) -> bool:
     return PACKED[name]
 
 
+@np.errstate(all="ignore")  # what comes of nonsense is not sound
 def read_geometry(
     path: Path, fields: Mapping[str, str], axes: Mapping[str, list[str]], count: int
 ) -> tuple[tuple[float, float, float] | None, Float[np.ndarray, "4 4"] | None]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Shaped
 # run down and across the picture, as in viewers of DICOM. Both run against RAS+: down to posterior or inferior, across
 # to the left or to posterior.
 SHOWN = {0: (2, 1), 1: (2, 0), 2: (1, 0)}
+FARTHEST = 1e9  # in mm, from a voxel to the next, or from the origin
 PRECISION = 6  # decimals of a direction cosine: what formats round differently must not decide between two axes
 
 
@@ -50,10 +51,12 @@ AS_STORED = SliceOrientation(is_transposed=True)  # what is fastest in the file 
 
 
 def is_sound(affine: Float[np.ndarray, "4 4"]) -> bool:
-    """Whether an affine says where three axes point: finite, none of length 0, none in the plane of the others."""
+    """Whether an affine says where three axes point: no length or place is nonsense, no axis in the plane of others."""
+    if not (np.abs(affine) < FARTHEST).all():  # which NaN is not, either
+        return False
     columns = affine[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
-    if not (np.isfinite(affine).all() and np.isfinite(lengths).all() and lengths.all()):
+    if lengths.min() < 1 / FARTHEST:
         return False
     return bool(abs(np.linalg.det(columns / lengths)) > 10.0**-PRECISION)
 

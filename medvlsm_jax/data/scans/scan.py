@@ -60,3 +60,6 @@ class Scan(abc.ABC):
         Raises:
             UserError: it cannot be decoded.
         """
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing between two slices
+        """Gives back the memory and the files that reading took; what is read again is opened again."""

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
+from medvlsm_jax.data.scans.orientation import FARTHEST
+from medvlsm_jax.data.scans.voxels import Voxels
 from medvlsm_jax.errors import UserError
 
 HeaderT = TypeVar("HeaderT", covariant=True)
@@ -20,7 +22,7 @@ class Stored(Generic[HeaderT]):
 
     Attributes:
         files: that it is made of, the header first.
-        values: (i, j, k), or with colours behind them: (i, j, k, 3 or 4); mapped where the file is not packed.
+        voxels: where its numbers are.
         header: of its format, as far as a mask needs it.
         affine: from indices to mm in RAS+; None where the file does not say it, or says nonsense.
         sides: mm from a voxel to the next along the three axes; None where they are not known.
@@ -28,7 +30,7 @@ class Stored(Generic[HeaderT]):
     """
 
     files: tuple[Path, ...]
-    values: Shaped[np.ndarray, "i j k ..."]
+    voxels: Voxels
     header: HeaderT
     affine: Float[np.ndarray, "4 4"] | None = None
     sides: tuple[float, float, float] | None = None
@@ -62,4 +64,4 @@ def sides_of(affine: Float[np.ndarray, "4 4"]) -> tuple[float, float, float]:
 def known_sides(sides: Sequence[float]) -> tuple[float, float, float] | None:
     """The first three of some lengths in mm, with 1 for those that are missing; None where one is no length."""
     first, second, third = (float(side) for side in (*sides[:3], 1.0, 1.0)[:3])
-    return (first, second, third) if all(0 < side < math.inf for side in (first, second, third)) else None
+    return (first, second, third) if all(1 / FARTHEST < side < FARTHEST for side in (first, second, third)) else None

@@ -1,8 +1,9 @@
 """Numbers behind a header: mapped from a file, or unpacked; never more memory than the file has content for."""
 
+import dataclasses
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,6 +37,11 @@ def first_bytes(path: Path, count: int) -> bytes:
             return found[:count]
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def printable(line: bytes) -> str:
+    """A line of a header, with signs that an error could not show as question marks; its end is kept."""
+    return "".join(sign if sign.isprintable() or sign in "\t\r\n" else "?" for sign in line.decode("latin-1"))
 
 
 def is_packed(path: Path) -> bool:
@@ -79,54 +85,73 @@ def unpacked(file: BinaryIO, path: Path) -> Iterator[bytes]:
         raise UserError(f"{path} cannot be unpacked ({error}): copy it anew") from error
 
 
-def read_voxels(
-    path: Path, shape: Sequence[int], dtype: np.dtype, channels: int, start: int, packed_from: int | None
-) -> Shaped[np.ndarray, "i j k ..."]:
-    """An array whose first axis is the fastest in a file, in the type in which it is stored.
+@dataclasses.dataclass(frozen=True)
+class Voxels:
+    """Where a file has the numbers of a volume, the first axis as the fastest.
 
-    What is not packed is mapped and takes no memory until it is looked at. What is packed takes its own bytes, as they
-    come: a header alone makes nothing of it, whatever it claims.
-
-    Args:
+    Attributes:
         path: of the file.
-        shape: as its header has it.
+        shape: voxels along i, j and k, as a header has it.
         dtype: with the file's byte order.
-        channels: numbers of a voxel, which lie together; above 1, they become a last axis.
+        channels: numbers of a voxel, which lie together.
         start: of the first number, in bytes; of a packed file, in what is unpacked.
         packed_from: where in the file begins what zlib or gzip packed; None where it is not packed.
-
-    Raises:
-        UserError: the file cannot be read or holds less, or what it unpacks to is above 4 GiB.
     """
-    values = read_array(path, (channels, *shape), dtype, start, packed_from)
-    return values[0] if channels == 1 else np.moveaxis(values, 0, -1)
 
+    path: Path
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    channels: int = 1
+    start: int = 0
+    packed_from: int | None = None
 
-def read_array(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype, start: int, packed_from: int | None
-) -> Shaped[np.ndarray, "..."]:
-    """The same, with the numbers of a voxel as its first axis."""
-    size = math.prod(shape) * dtype.itemsize
-    try:
-        length = path.stat().st_size
-        if packed_from is None:
-            if start + size > length:
-                raise too_short(path, size, length - start)
-            return np.memmap(path, dtype, "r", start, shape, "F")
-        if start + size > MAX_UNPACKED:
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * self.channels * self.dtype.itemsize
+
+    def check(self) -> None:
+        """Raises a UserError when the file cannot hold as much, or what it unpacks to is above 4 GiB."""
+        stop = self.start + self.size
+        try:
+            length = self.path.stat().st_size
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        if self.packed_from is not None and stop > MAX_UNPACKED:
             raise UserError(
-                f"{path} would unpack to {(start + size) / 2**30:.1f} GiB, but {MAX_UNPACKED >> 30} GiB are the most "
-                "that is unpacked in memory: unpack it on the disk, from where it is read slice by slice"
+                f"{self.path} would unpack to {stop / 2**30:.1f} GiB, but {MAX_UNPACKED >> 30} GiB are the most that "
+                "is unpacked in memory: unpack it on the disk, from where it is read slice by slice"
             )
-        if start + size > MAX_RATIO * length:
-            raise too_short(path, size, MAX_RATIO * length)
-        with path.open("rb") as file:
-            file.seek(packed_from)
-            return fill(unpacked(file, path), path, start, size).view(dtype).reshape(shape, order="F")
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except MemoryError as error:
-        raise UserError(f"{path} needs {size / 2**30:.1f} GiB of memory: unpack it on the disk") from error
+        room = length if self.packed_from is None else MAX_RATIO * length
+        if stop > room:
+            raise too_short(self.path, self.size, room - self.start)
+
+    def load(self) -> Shaped[np.ndarray, "i j k ..."]:
+        """The numbers in the type in which they are stored, those of a voxel along a last axis if there are several.
+
+        What is not packed is mapped and takes no memory until it is looked at. What is packed takes its own bytes, as
+        they come: a header alone makes nothing of it, whatever it claims.
+
+        Raises:
+            UserError: as `check`, or the file cannot be read or unpacked, or is cut off.
+        """
+        self.check()
+        shape = (self.channels, *self.shape)
+        try:
+            if self.packed_from is None:
+                numbers = np.memmap(self.path, self.dtype, "r", self.start, shape, "F")
+            else:
+                with self.path.open("rb") as file:
+                    file.seek(self.packed_from)
+                    found = fill(unpacked(file, self.path), self.path, self.start, self.size)
+                numbers = found.view(self.dtype).reshape(shape, order="F")
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        except MemoryError as error:
+            raise UserError(
+                f"{self.path} needs {self.size / 2**30:.1f} GiB of memory: unpack it on the disk"
+            ) from error
+        return numbers[0] if self.channels == 1 else np.moveaxis(numbers, 0, -1)
 
 
 def fill(chunks: Iterator[bytes], path: Path, start: int, size: int) -> UInt8[np.ndarray, "size"]:
