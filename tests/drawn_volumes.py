@@ -56,7 +56,7 @@ def stored_as(
 
 
 def write_metaimage(path: Path, values: np.ndarray, *, data: str = "LOCAL", **changes: str | None) -> Path:
-    """An `.mha` file of int16, or an `.mhd` one that names its data; lines may be changed, or be None and be left out."""
+    """An `.mha` file of int16, or an `.mhd` one that names its data; lines may be changed, or left out by None."""
     lines = {
         "ObjectType": "Image",
         "NDims": str(values.ndim),
@@ -67,7 +67,7 @@ def write_metaimage(path: Path, values: np.ndarray, *, data: str = "LOCAL", **ch
         "DimSize": " ".join(map(str, values.shape)),
         "ElementType": "MET_SHORT",
     }
-    lines |= {"ElementDataFile": data} | changes
+    lines |= changes | {"ElementDataFile": data}
     head = "".join(f"{key} = {value}\n" for key, value in lines.items() if value is not None)
     content = values.astype("<i2").tobytes("F")
     path.write_bytes(head.encode() + (content if data == "LOCAL" else b""))
@@ -75,7 +75,7 @@ def write_metaimage(path: Path, values: np.ndarray, *, data: str = "LOCAL", **ch
 
 
 def write_nrrd(path: Path, values: np.ndarray, **changes: str | None) -> Path:
-    """An `.nrrd` file of int16 in LPS; fields may be changed, with _ for a space, or be None and be left out."""
+    """An `.nrrd` file of int16 in LPS; fields may be changed, with _ for a space, or left out by None."""
     fields = {
         "type": "int16",
         "dimension": str(values.ndim),

@@ -7,9 +7,9 @@ from drawn_volumes import SIDES, all_orders, lps_affine, noise, stored_as
 from medvlsm_jax.data.scans.orientation import AS_STORED, closest_axes, is_sound, slice_orientation
 from medvlsm_jax.data.scans.stored import sides_of
 
-# Of a volume whose axes run to the left, to posterior and to superior: what a radiologist sees of the slices across each
-# axis, as (down, across) of the remaining two: sagittal (inferior, posterior), coronal (inferior, left), axial
-# (posterior, left). Up is superior, so that axis 2 is turned round.
+# Of a volume whose axes run to the left, to posterior and to superior: what a radiologist sees of slices across each.
+# Down and across are inferior and posterior of sagittal ones, inferior and left of coronal ones, posterior and left of
+# axial ones, so that axis 2 is turned round.
 SEEN = {
     0: lambda values, i: values[i, :, ::-1].T,
     1: lambda values, i: values[:, i, ::-1].T,

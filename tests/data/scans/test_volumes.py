@@ -1,6 +1,7 @@
 """Volumes slice by slice, and masks that lie where the volume lies."""
 
 import gzip
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -178,7 +179,8 @@ def test_slices_are_stretched_together_and_it_is_said(tmp_path):
     shown = pictures(volume)
     assert not shown[:4].any()
     assert shown[4:].max() == 255
-    assert volume.notes[0].startswith("is shown from 0.") and "to 99." in volume.notes[0]
+    assert volume.notes[0].startswith("is shown from 0.")
+    assert "to 99." in volume.notes[0]
 
 
 def test_bytes_and_colours_are_shown_as_they_are(tmp_path):
@@ -280,3 +282,21 @@ def test_names_of_volumes():
     assert not any(is_volume(Path(name)) for name in ("a.png", "a.gz", "nii", "a.raw", "a.dcm"))
     with pytest.raises(UserError, match="in no format of volumes"):
         open_volume(Path("a.png"), CT)
+
+
+def test_without_nibabel_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(UserError, match=r"pip install 'medvlsm-jax\[medical\]'"):
+        open_volume(Path("a.mha"), CT)
+
+
+def test_colours_of_16_bits_are_stretched_as_grey_is(tmp_path):
+    values = noise((3, *SHAPE)).astype(np.int16)
+    path = write_metaimage(
+        tmp_path / "a.mha", values, NDims="3", DimSize="12 10 9", ElementNumberOfChannels="3", Offset=None,
+        TransformMatrix=None, ElementSpacing="1 1 1",
+    )  # fmt: skip
+    shown = pictures(open_volume(path, View()))
+    assert (shown.min(), shown.max()) == (0, 255)
+    assert shown.shape == (9, 10, 12, 3)
+    assert (shown[..., 0] != shown[..., 1]).any()
