@@ -3,6 +3,7 @@
 import gzip
 import math
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,11 @@ WORDS = (
 
 
 def read_slices(path: Path) -> Any:
-    """What a program would read, along each axis."""
-    return [
-        [volume.read(i) for i in range(len(volume))] for volume in (open_volume(path, View(None, i)) for i in (0, 1, 2))
-    ]
+    """What a program would read, along each axis; a warning of numpy's is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        volumes = [open_volume(path, View(axis=axis)) for axis in range(3)]
+        return [[volume.read(i) for i in range(len(volume))] for volume in volumes]
 
 
 def draw_numbers() -> bytes:
@@ -174,7 +176,7 @@ def opens_as_packed_nifti(data: bytes) -> bool:
 
 def opens_as_metaimage(data: bytes) -> bool:
     """Whether there is a first and a last line."""
-    return data.startswith(b"ObjectType") or b"ElementDataFile" in data
+    return data.startswith(b"ObjectType") and b"\nElementDataFile" in data
 
 
 def opens_as_nrrd(data: bytes) -> bool:

@@ -125,7 +125,8 @@ def read_nifti(path: Path) -> Stored[NiftiHeader]:
     start = voxel_offset(path, fields, is_pair)
     packed_from = 0 if is_packed(data) else None
     affine = best_affine(fields)
-    lengths = known_sides((np.abs(fields["pixdim"][1 : len(sides) + 1]) * unit(fields)).tolist())
+    pixdim = np.abs(fields["pixdim"][1 : len(sides) + 1].astype(np.float64))
+    lengths = known_sides((pixdim * unit(fields)).tolist())
     return Stored(
         files=(path, data) if is_pair else (path,),
         voxels=Voxels(data, shape, dtype, channels, start, packed_from),

@@ -40,8 +40,9 @@ def first_bytes(path: Path, count: int) -> bytes:
 
 
 def printable(line: bytes) -> str:
-    """A line of a header, with signs that an error could not show as question marks; its end is kept."""
-    return "".join(sign if sign.isprintable() or sign in "\t\r\n" else "?" for sign in line.decode("latin-1"))
+    """A line of a header, with question marks for what an error could not show; its end is kept, a tab is a space."""
+    text = line.decode("latin-1").replace("\t", " ")
+    return "".join(sign if sign.isprintable() or sign in "\r\n" else "?" for sign in text)
 
 
 def is_packed(path: Path) -> bool:
@@ -186,6 +187,10 @@ def data_file(header: Path, name: str) -> Path:
     if not name or not name.isprintable() or any(sign in name for sign in "/\\:%*?") or name.strip(". ") == "":
         raise UserError(f"{header} has its voxels in {name!r}: only a single file beside it, by its name, is read")
     path = header.with_name(name)
-    if not path.is_file():
-        raise UserError(f"{header} has its voxels in {name}, which is not beside it: put it there")
+    try:
+        is_there = path.is_file()
+    except OSError:  # the name is too long
+        is_there = False
+    if not is_there:
+        raise UserError(f"{header} has its voxels in {name:.80}, which is not beside it: put it there")
     return path

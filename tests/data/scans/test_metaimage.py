@@ -54,7 +54,7 @@ def error_of(path) -> str:
         ({"ElementSpacing": "1 one 1"}, "ElementSpacing = 1 one 1"),
         ({"TransformMatrix": "1 0 0"}, "as many numbers"),
         ({"Position": "1 1 1"}, "says Offset twice"),
-        ({"ElementType": "MET_\0SHORT"}, "voxels of type"),
+        ({"ElementType": "MET_\0S\tHORT"}, "voxels of type"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, changes, said):
@@ -63,7 +63,19 @@ def test_what_cannot_be_is_refused(tmp_path, changes, said):
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/passwd", "../b.raw", "..", ".", "LIST", "LIST 2", "b%03d.raw 1 9 1", "C:\\b.raw", "b.raw c.raw", "*.raw"],
+    [
+        "/etc/passwd",
+        "../b.raw",
+        "..",
+        ".",
+        "LIST",
+        "LIST 2",
+        "b%03d.raw 1 9 1",
+        "C:\\b.raw",
+        "b.raw c.raw",
+        "*.raw",
+        "x" * 300,
+    ],
 )
 def test_a_header_leads_to_no_file_but_one_beside_it(tmp_path, name):
     folder = tmp_path / "folder"
