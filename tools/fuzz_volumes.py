@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fuzzing import Reader
 
 from medvlsm_jax.data.scans.scan import View
 from medvlsm_jax.data.scans.volumes import open_volume
