@@ -4,8 +4,10 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from medvlsm_jax import atomic
 from medvlsm_jax.errors import UserError
@@ -26,6 +28,7 @@ class Written:
 
     def __init__(self, flag: str, folder: Path):
         self.flag, self.folder = flag, folder
+        self._lock = threading.Lock()
         self.digests: dict[str, set[str]] = {}
         for line in read_lines(folder / RECORD):
             self.digests.setdefault(line["name"], set()).add(line["sha256"])
@@ -53,18 +56,19 @@ class Written:
     def adding(self) -> Iterator[Path]:
         """A folder whose files take their places when the block ends well; raises UserError as `check`, or for a disk.
 
-        Nothing of others is replaced, and nothing at all when one file would.
+        Nothing of others is replaced, and nothing at all when one file would. Threads may be in blocks at once.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic.temporary_folder(self.folder) as staged:
                 yield staged
                 names = sorted(str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file())
-                self.check(names)
-                self._record(staged, names)
-                for name in names:
-                    (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(staged / name, self.folder / name)
+                with self._lock:
+                    self.check(names)
+                    self._record(staged, names)
+                    for name in names:
+                        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                        os.replace(staged / name, self.folder / name)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise UserError(
@@ -86,7 +90,7 @@ class Written:
                 (self.folder / name).unlink()
 
 
-def read_lines(path: Path) -> list[dict[str, str]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a record; of a killed program, the last one may be a half."""
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     found = []

@@ -9,8 +9,12 @@ from PIL import Image
 
 import medvlsm_jax as mv
 from medvlsm_jax.data.images import image_endings, open_image
+from medvlsm_jax.data.scans.opening import find_images
+from medvlsm_jax.data.scans.pages import Pages
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.predict import find_images, predict
+from medvlsm_jax.evaluation.file_names import PREDICTIONS
+from medvlsm_jax.predict import predict
+from medvlsm_jax.predicting.segmenter import Segmenter
 
 RNG = np.random.default_rng(0)
 
@@ -98,15 +102,15 @@ def test_a_folder_is_searched_for_images_alone(tmp_path):
     assert find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
 
 
-def test_what_pillow_knows_by_name_alone_is_left_out_and_said_so_in_one_line(tmp_path, capsys):
+def test_what_no_reader_knows_is_left_out_and_said_so_in_one_line(tmp_path, capsys):
     others = ["a.pdf", "b.mpg", "c.h5", "d.dcm", "e.nii.gz", "f.eps", "g.wmf", "h.grib", "i.palm"]
     for name in ["scan.png", "scan.jp2", "stereo.mpo", ".hidden", *others]:
         (tmp_path / name).touch()
-    assert [path.name for path in find_images(tmp_path)] == ["scan.jp2", "scan.png", "stereo.mpo"]
+    found = ["d.dcm", "e.nii.gz", "scan.jp2", "scan.png", "stereo.mpo"]
+    assert [path.name for path in find_images(tmp_path)] == found
     said = capsys.readouterr().out
-    assert said == (
-        "left out, for Pillow reads no image of such a name: a.pdf, b.mpg, c.h5, d.dcm, e.nii.gz and 4 more\n"
-    )
+    names = "a.pdf, b.mpg, c.h5, f.eps, g.wmf and 2 more"
+    assert said == f"left out, for they are in no format that is read (docs/images.md): {names}\n"
 
 
 def test_a_folder_of_images_alone_needs_no_word(tmp_path, capsys):
@@ -137,24 +141,94 @@ def test_a_run_of_an_accelerator_predicts_in_float32_unless_asked_otherwise(
     (run_copy / "model.json").write_text(json.dumps(description))
     computed = []
 
-    def look(model, images, request):
-        computed.append(model.config.dtype)
-        return np.zeros((len(images), 32, 32, 1), np.float32)
+    def look(segmenter, images, questions):
+        computed.append(segmenter.config.dtype)
+        return [np.zeros((len(images), 32, 32), np.float32) for _ in questions]
 
-    monkeypatch.setattr("medvlsm_jax.predict.segment", look)
+    monkeypatch.setattr(Segmenter, "probabilities", look)
     predict(run_copy, [save(tmp_path / "a.png", "RGB")], "one polyp", tmp_path / "out", **options)
     assert computed == [dtype]
     assert mv.load(run_copy, **options).config.dtype == dtype
 
 
 def test_no_images_are_an_error_that_names_the_flag(tmp_path):
-    with pytest.raises(UserError, match=f"--image={tmp_path} holds no images that Pillow reads$"):
+    with pytest.raises(UserError, match=f"--image={tmp_path} holds no images that can be read$"):
         find_images(tmp_path)
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match=f"--image={tmp_path} holds no images that Pillow reads, but notes.txt$"):
+    with pytest.raises(UserError, match=f"--image={tmp_path} holds no images that can be read, but notes.txt$"):
         find_images(tmp_path)
     with pytest.raises(UserError, match=f"--image={tmp_path / 'nowhere'} does not exist"):
         find_images(tmp_path / "nowhere")
+
+
+# --- Several sentences, numbers, and what was done before -------------------------------------------------------------
+
+SENTENCES = ["one small polyp", "two large polyps"]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("[!.]*"))
+
+
+def test_each_of_several_sentences_has_files_of_its_own_which_are_those_it_gets_alone(run, tmp_path):
+    image = save(tmp_path / "a.png", "RGB")
+    written = predict(run, [image], SENTENCES, tmp_path / "both")
+    assert len(files(tmp_path / "both")) == 6
+    for sentence, mask in zip(SENTENCES, written, strict=True):
+        predict(run, [image], sentence, tmp_path / "alone")
+        for kind in PREDICTIONS:
+            together = mask.with_name(mask.name.replace("_mask.png", f"_{kind}.png"))
+            assert together.read_bytes() == (tmp_path / "alone" / f"a_{kind}.png").read_bytes()
+
+
+def test_json_says_what_the_masks_cover(run, tmp_path):
+    image = save(tmp_path / "a.png", "RGB")
+    masks = predict(run, [image], SENTENCES, tmp_path / "out", save_json=True, threshold=0.5)
+    said = json.loads((tmp_path / "out" / "a_masks.json").read_text())
+    assert (said["image"], said["slices"], said["threshold"], said["spacing_mm"]) == ("a.png", 1, 0.5, None)
+    for about, sentence, mask in zip(said["masks"], SENTENCES, masks, strict=True):
+        assert (about["prompt"], about["mask"]) == (sentence, mask.name)
+        assert about["area_px"] == np.count_nonzero(np.asarray(open_image(mask)))
+
+
+def test_what_an_interrupted_run_has_done_is_left_as_it_is(run, tmp_path, monkeypatch, capsys):
+    images = [save(tmp_path / f"{i}.png", "RGB") for i in range(5)]
+    predict(run, images, "one polyp", tmp_path / "whole", batch_size=2)
+    read = Pages.read
+
+    def interrupted(pages: Pages, index: int) -> Image.Image:
+        if pages.path == images[4]:
+            raise KeyboardInterrupt
+        return read(pages, index)
+
+    monkeypatch.setattr(Pages, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(run, images, "one polyp", tmp_path / "out", batch_size=2)
+    done = [path for path in images if (tmp_path / "out" / f"{path.stem}_mask.png").exists()]
+    assert 0 < len(done) < 5
+    segmented = []
+    monkeypatch.setattr(Pages, "read", lambda pages, index: segmented.append(pages.path) or read(pages, index))
+    predict(run, images, "one polyp", tmp_path / "out", batch_size=2)
+    assert set(segmented) == set(images) - set(done)
+    assert f"{len(done)} of 5 were segmented before" in capsys.readouterr().out
+    for name in files(tmp_path / "whole"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("changed", ["sentence", "image", "file"])
+def test_what_was_done_is_done_anew_when_something_has_changed(run, tmp_path, monkeypatch, changed):
+    image = save(tmp_path / "a.png", "RGB")
+    (mask,) = predict(run, [image], "one polyp", tmp_path / "out")
+    if changed == "image":
+        save(image, "RGB", (70, 50))
+    if changed == "file":
+        mask.unlink()
+    predict(run, [image], "two polyps" if changed == "sentence" else "one polyp", tmp_path / "out")
+    assert open_image(mask).size == open_image(image).size
+    segmented = []
+    monkeypatch.setattr(Segmenter, "probabilities", lambda *args: segmented.append(args))
+    predict(run, [image], "two polyps" if changed == "sentence" else "one polyp", tmp_path / "out")
+    assert not segmented
 
 
 # --- What is not ours -------------------------------------------------------------------------------------------------
@@ -210,7 +284,7 @@ def test_images_of_one_name_in_two_folders_keep_masks_of_their_own(run, tmp_path
 
 
 def test_probabilities_that_are_not_finite_are_refused(run_copy, tmp_path, monkeypatch):
-    monkeypatch.setattr("medvlsm_jax.predict.segment", lambda model, pixels, _: np.full((*pixels.shape[:3], 1), np.nan))
+    monkeypatch.setattr(Segmenter, "probabilities", lambda _, pixels, questions: [np.full(pixels.shape[:3], np.nan)])
     image = save(tmp_path / "a.png", "RGB")
     with pytest.raises(UserError, match=r"a.png: its probabilities are not finite"):
         predict(run_copy, [image], "one tumor", tmp_path / "out")
