@@ -62,6 +62,9 @@ def predict(
     output, failures = output_folder("--output", output), list[str]()
     with holding("--output", output):
         scans = open_scans(images, view, failures)
+        if not scans:
+            raise left_out(failures, len(failures))
+        unreadable = len(failures)
         folder = PredictionFolder(output, scans, prompts, save_json=save_json)
         count = sum(len(scan) for scan in scans)
         segmenter = Segmenter(
@@ -81,9 +84,13 @@ def predict(
         for note, names in notes_of(scans).items():
             print(f"{note}: {listed(names)}")
     if failures:
-        found = len(failures) + len(scans)
-        raise UserError(f"{len(failures)} of {found} images are left out: " + "; ".join(failures))
+        raise left_out(failures, unreadable + len(scans))
     return [output / name for scan in folder.outputs for name in scan.masks]
+
+
+def left_out(failures: Sequence[str], count: int) -> UserError:
+    """What is said of images that have no predictions, out of so many."""
+    return UserError(f"{len(failures)} of {count} images are left out: " + "; ".join(failures))
 
 
 def notes_of(scans: Sequence[Scan]) -> dict[str, list[str]]:
