@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-MOST_COMPONENTS = 100  # that are listed, the largest; all are counted
+MOST_COMPONENTS = 20  # that are listed, the largest; all are counted
 
 
 def measure(

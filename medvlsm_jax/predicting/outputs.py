@@ -7,6 +7,7 @@ several sentences each has files of its own, named NAME_SENTENCE_…, but for th
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from medvlsm_jax.data.scans.dicom_seg import segmentation_files, write_segmentat
 from medvlsm_jax.data.scans.scan import Scan
 from medvlsm_jax.data.scans.volumes import Volume
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.evaluation.pictures import captioned_sheet, file_name, overlay, save_png
+from medvlsm_jax.evaluation.file_names import unique_names
+from medvlsm_jax.evaluation.pictures import captioned_sheet, overlay, save_png
 from medvlsm_jax.predicting.measures import measure, total
 from medvlsm_jax.predicting.segmenter import Segmentation
 
+MOST_LETTERS = 60  # of a sentence in a file name
 SHEET, COLUMNS, SIDE = 12, 4, 320  # slices of an overlay, how many stand in a row, and their side in pixels
 
 
@@ -62,7 +65,7 @@ class Output:
 
     def __init__(self, scan: Scan, name: str, prompts: Sequence[str | None], *, save_json: bool):
         self.scan, self.prompts, self.name = scan, prompts, name
-        self.labels = [name if len(prompts) == 1 else f"{name}_{file_name(prompt or '')}" for prompt in prompts]
+        self.labels = [name] if len(prompts) == 1 else [f"{name}_{words}" for words in in_file_names(prompts)]
         self.json = f"{name}_masks.json" if save_json else ""
         several = len(scan) > 1
         ending, masks = (".tif" if several else ".png"), list[list[str]]()
@@ -168,6 +171,12 @@ class Output:
         found = {i: values for i, values in found.items() if values["area_px"]}
         listed = [{"slice": i} | values for i, values in found.items()]
         return total(found, self.scan.distance) | {"slices_with_mask": listed}
+
+
+def in_file_names(prompts: Sequence[str | None]) -> list[str]:
+    """Prompts as parts of file names, no two alike."""
+    words = [re.sub(r"\W+", "-", prompt or "").strip("-")[:MOST_LETTERS] or "prompt" for prompt in prompts]
+    return unique_names(words, words)
 
 
 def save_pages(path: Path, pages: Iterator[np.ndarray]) -> None:
