@@ -88,13 +88,15 @@ class Output:
         probability = np.rint(segmentation.probability * 255).astype(np.uint8)
         return Answer(segmentation.mask.view(np.uint8), probability, numbers)
 
-    def write(self, folder: Path, slices: Sequence[Sequence[Answer]], first: Image.Image, threshold: float) -> None:
+    def write(
+        self, folder: Path, slices: Sequence[Sequence[Answer]], picture: Image.Image | None, threshold: float
+    ) -> None:
         """Writes all files.
 
         Args:
             folder: where.
             slices: the answers to each prompt, for each slice.
-            first: the first slice as it was segmented.
+            picture: the slice as it was segmented, where it is the only one.
             threshold: of the masks.
 
         Raises:
@@ -106,7 +108,7 @@ class Output:
         for name, answers in zip(self.probabilities, by_prompt, strict=True):
             self.write_probability(folder / name, [answer.probability for answer in answers])
         for name, prompt, answers in zip(self.overlays, self.prompts, by_prompt, strict=True):
-            save_png(folder / name, self.overlay(prompt, answers, first))
+            save_png(folder / name, self.overlay(prompt, answers, picture))
         if self.json:
             atomic.write_text(folder / self.json, json.dumps(self.numbers(by_prompt, threshold), indent=1) + "\n")
 
@@ -133,10 +135,10 @@ class Output:
         else:
             save_pages(path, iter(slices))
 
-    def overlay(self, prompt: str | None, answers: Sequence[Answer], first: Image.Image) -> Image.Image:
+    def overlay(self, prompt: str | None, answers: Sequence[Answer], picture: Image.Image | None) -> Image.Image:
         """The picture with its mask; of several slices, a sheet of some that have one."""
-        if len(answers) == 1:
-            return Image.fromarray(overlay(np.asarray(first), answers[0].mask.view(bool)))
+        if picture is not None:
+            return Image.fromarray(overlay(np.asarray(picture), answers[0].mask.view(bool)))
         found = [i for i, answer in enumerate(answers) if answer.mask.any()] or list(range(len(answers)))
         shown = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, SHEET).round().astype(int))]
         cells = []

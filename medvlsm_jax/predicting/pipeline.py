@@ -72,10 +72,10 @@ def segment_all(
             return dataclasses.replace(part, answers=answers, image=None)
         return dataclasses.replace(part, error=write(part.output, [answers], part.image), image=None)
 
-    def write(output: Output, slices: Sequence[Sequence[Answer]], first: Image.Image | None = None) -> str:
+    def write(output: Output, slices: Sequence[Sequence[Answer]], picture: Image.Image | None = None) -> str:
         try:
             with folder.written.adding() as staged:
-                output.write(staged, slices, first, segmenter.threshold)
+                output.write(staged, slices, picture, segmenter.threshold)
             folder.finish(output)
         except NotRepresented as error:
             return str(error)
