@@ -94,6 +94,7 @@ def segment_all(
             if len(scan) > 1 and not errors:
                 errors = [error for error in [write(part.output, [done.answers for done in scan])] if error]
             failures += errors[:1]
+            part.output.scan.close()
             scan = []
 
 
