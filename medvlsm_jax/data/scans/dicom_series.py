@@ -1,0 +1,187 @@
+"""Series of DICOM as stacks of slices: sorted by where they lie, and parted where they are no one stack."""
+
+import dataclasses
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from medvlsm_jax.data.scans.dicom import DicomFile, read_file, read_frame
+from medvlsm_jax.data.scans.dicom_places import Place, along_normal, distance_between
+from medvlsm_jax.data.scans.dicom_values import is_outside, to_colours, to_shades, to_values
+from medvlsm_jax.data.scans.scan import Scan, View
+from medvlsm_jax.errors import UserError
+
+ALONG_STACK = 2  # the axis of View
+PERCENTILES = (0.5, 99.5)  # are black and white where nothing says what else
+MAX_SLICES, MAX_VALUES = 16, 1 << 16  # of which the percentiles are taken: slices, and values of each
+SAME_HEIGHT = 1e-3  # in mm; slices that are nearer lie at one position
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frame:
+    """A frame of a file.
+
+    Attributes:
+        file: that it is in.
+        index: in the file, from 0.
+    """
+
+    file: DicomFile
+    index: int
+
+    def place(self) -> Place:
+        """Where it lies."""
+        return self.file.place(self.index)
+
+
+class Series(Scan):
+    """A stack of frames, in the order in which they lie along the normal, else in that of their numbers.
+
+    Attributes:
+        frames: of its slices.
+    """
+
+    def __init__(self, frames: Sequence[Frame], view: View, notes: Iterable[str] = ()) -> None:
+        self.frames = tuple(frames)
+        self.files = tuple(dict.fromkeys(frame.file.path for frame in frames))
+        self.path = self.files[0] if len(self.files) == 1 else self.files[0].parent
+        self.window = view.window
+        places = [frame.place() for frame in frames]
+        self.spacing = places[0].spacing
+        self.distance, askew = distance_between(places)
+        self.notes = (*notes, *askew, *view_notes(self))
+        self.extent: tuple[float, float] | None = None
+        self.lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def read(self, index: int) -> Image.Image:
+        frame = self.frames[index]
+        file, rendering = frame.file, frame.file.rendering(frame.index)
+        stored = read_frame(file, frame.index)
+        if file.is_colour():
+            return Image.fromarray(to_colours(stored, rendering, file.options["bits_stored"]))
+        extent = None if self.window or rendering.has_view() else self.common_extent()
+        return Image.fromarray(to_shades(stored, rendering, self.window, extent)).convert("RGB")
+
+    def common_extent(self) -> tuple[float, float]:
+        """The PERCENTILES of a sample of all slices, so that these are comparable; padding is no part of it.
+
+        Raises:
+            UserError: a slice cannot be decoded.
+        """
+        with self.lock:
+            if self.extent is None:
+                picks = np.unique(np.linspace(0, len(self) - 1, min(len(self), MAX_SLICES)).astype(int))
+                values = np.concatenate([sample(self.frames[i]) for i in picks])
+                low, high = np.percentile(values, PERCENTILES) if len(values) else (0.0, 0.0)
+                self.extent = float(low), float(high)
+            return self.extent
+
+
+def sample(frame: Frame) -> np.ndarray:
+    """At most MAX_VALUES values of a frame, evenly picked."""
+    stored, rendering = read_frame(frame.file, frame.index), frame.file.rendering(frame.index)
+    step = max(1, int(np.ceil(np.sqrt(stored.size / MAX_VALUES))))
+    stored = stored[::step, ::step]
+    return to_values(stored, rendering)[~is_outside(stored, rendering)]
+
+
+def view_notes(series: Series) -> list[str]:
+    """What a person should know of how the values of a series are shown, and of its spacing."""
+    file, rendering = series.frames[0].file, series.frames[0].file.rendering(series.frames[0].index)
+    notes = [note] if (note := series.frames[0].place().note) else []
+    if file.is_colour():
+        return notes
+    if series.window is None and rendering.table is not None:
+        notes.append("shown through the table of the file")
+    elif series.window is None and rendering.window is not None:
+        first = f", the first of {rendering.num_windows}" if rendering.num_windows > 1 else ""
+        notes.append(f"shown through the window {rendering.window.center:g}:{rendering.window.width:g} of the file{first}")
+    elif series.window is None and rendering.range is None:
+        notes.append(f"stretched between the {PERCENTILES[0]} and {PERCENTILES[1]} percentiles of its values")
+    if rendering.is_inverted:
+        notes.append("inverted: its smallest values are white")
+    return notes
+
+
+# --- From files to stacks --------------------------------------------------------------------------------------------
+
+
+def open_series(paths: Sequence[Path], view: View) -> list[Series]:
+    """The stacks that files make.
+
+    Raises:
+        UserError: a file cannot be read or is no picture, or no other axis than that along the stack can be shown.
+    """
+    return make_series([read_file(path) for path in paths], view)
+
+
+def make_series(files: Sequence[DicomFile], view: View) -> list[Series]:
+    """The stacks that files make: in the order of the files, those of one series parted by what cannot be one stack.
+
+    Raises:
+        UserError: see `open_series`; or slices of a series are there more often at some positions than at others.
+    """
+    if view.axis != ALONG_STACK:
+        raise UserError(
+            f"--axis={view.axis} is for volumes, but {files[0].path} is DICOM, which is read along its stack: "
+            "leave the flag out, or convert the series to NIfTI"
+        )
+    groups: dict[tuple, list[Frame]] = defaultdict(list)
+    seen = set()
+    for file in files:
+        if file.instance and file.instance in seen:
+            continue  # the same file under another name
+        seen.add(file.instance)
+        for i in range(file.num_frames):
+            groups[stack_key(file, i)].append(Frame(file, i))
+    return [series for frames in groups.values() for series in split_positions(frames, view)]
+
+
+def stack_key(file: DicomFile, index: int) -> tuple:
+    """What the frames of a stack have in common."""
+    place = file.place(index)
+    rounded = [tuple(np.round(values, 3)) if values else None for values in (place.orientation, place.spacing)]
+    alone = str(file.path) if file.num_frames > 1 or not file.series else ""
+    return (
+        file.series,
+        alone,
+        file.frame_of_reference,
+        file.height,
+        file.width,
+        file.is_colour(),
+        "LOCALIZER" in file.image_type,
+        *rounded,
+    )
+
+
+def split_positions(frames: list[Frame], view: View) -> list[Series]:
+    """A stack; or several, where each position has as many slices: phases of a heart, echoes, in order of their numbers.
+
+    Raises:
+        UserError: some positions have more slices than others.
+    """
+    frames = sorted(frames, key=lambda frame: (frame.file.number, frame.index))
+    heights = along_normal([frame.place() for frame in frames])
+    if heights is None or len(frames) == 1:
+        return [Series(frames, view)]
+    order = np.argsort(heights, kind="stable")
+    starts = np.flatnonzero(np.diff(heights[order], prepend=-np.inf) > SAME_HEIGHT)
+    counts = np.diff([*starts, len(order)])
+    if counts.min() != counts.max():
+        raise UserError(
+            f"{frames[0].file.path.parent} has a series of {len(starts)} positions with {counts.min()} to {counts.max()} "
+            "slices each, which is no stack: leave those out that are there twice, or complete it"
+        )
+    num = int(counts[0])
+    parts = order.reshape(-1, num).T
+    notes = [f"part {i + 1} of {num} at the same positions" for i in range(num)] if num > 1 else [""]
+    return [
+        Series([frames[i] for i in part], view, filter(None, [note])) for part, note in zip(parts, notes, strict=True)
+    ]
