@@ -1,402 +1,197 @@
-"""DICOM files: what one says of its frames, and their stored values. The door of pydicom and of its decoders."""
+"""DICOM as stacks of slices: files of a series, sorted by where they lie, and parted where they are no one stack."""
 
 import dataclasses
-import io
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Num
+from PIL import Image
 
-from medvlsm_jax.data.scans.dicom_places import Place, read_place
-from medvlsm_jax.data.scans.dicom_values import Rendering, read_rendering
+from medvlsm_jax.data.scans.dicom_files import DicomFile, import_pydicom, is_dicom, read_file, read_frame
+from medvlsm_jax.data.scans.dicom_places import Place, along_normal, distance_between
+from medvlsm_jax.data.scans.dicom_values import is_outside, to_colours, to_shades, to_values
+from medvlsm_jax.data.scans.scan import Scan, View
 from medvlsm_jax.errors import UserError
 
-MAX_PIXELS = 1 << 26  # of a frame: 8192 x 8192; the largest radiographs have half of it
-MAX_INFLATED = 1 << 29  # bytes of a deflated file
-MAX_HEADER = 1 << 28  # bytes in front of the pixels; thousands of frames take some tens of millions
-UNDEFINED = 0xFFFFFFFF
-PREAMBLE, MAGIC = 128, b"DICM"
-BARE = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # how a file without a preamble begins: its first group
-LONG_LENGTHS = (b"OB", b"OW", b"OF", b"OD", b"UN")  # kinds of values whose length has four bytes
-PIXELS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
-META, DEFLATED, IMPLICIT, BIG_ENDIAN = 0x0002, "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
-EXPLICIT = "1.2.840.10008.1.2.1"
+__all__ = ["Frame", "Series", "is_dicom", "open_series"]
 
-# What has pixels, but is no picture of a patient, by SOP class.
-NO_PICTURES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.5.1.4.1.1.481.2")
-
-# Which of pydicom's plugins decodes a transfer syntax, and the package that it needs.
-JPEG, JPEG_LOSSLESS = ("pillow", "pillow"), ("gdcm", "python-gdcm")
-JPEG_LS, JPEG_2000 = ("pyjpegls", "pyjpegls"), ("pylibjpeg", "pylibjpeg-openjpeg")
-DECODERS = {
-    "1.2.840.10008.1.2.4.50": JPEG,
-    "1.2.840.10008.1.2.4.51": JPEG,
-    "1.2.840.10008.1.2.4.57": JPEG_LOSSLESS,
-    "1.2.840.10008.1.2.4.70": JPEG_LOSSLESS,
-    "1.2.840.10008.1.2.4.80": JPEG_LS,
-    "1.2.840.10008.1.2.4.81": JPEG_LS,
-    "1.2.840.10008.1.2.4.90": JPEG_2000,
-    "1.2.840.10008.1.2.4.91": JPEG_2000,
-    "1.2.840.10008.1.2.4.201": JPEG_2000,
-    "1.2.840.10008.1.2.4.202": JPEG_2000,
-    "1.2.840.10008.1.2.4.203": JPEG_2000,
-    "1.2.840.10008.1.2.5": ("pydicom", "pydicom"),
-}
-
-# All that is read of a file; a patient's data are not.
-ELEMENTS = (
-    "SOPClassUID SOPInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality ImageType InstanceNumber "
-    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored "
-    "HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit ExtendedOffsetTable ExtendedOffsetTableLengths "
-    "RescaleSlope RescaleIntercept ModalityLUTSequence VOILUTSequence WindowCenter WindowWidth VOILUTFunction "
-    "PresentationLUTShape PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing SequenceOfUltrasoundRegions "
-    "ImagePositionPatient ImageOrientationPatient SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
-    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
-    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
-    "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
-    "SegmentedBluePaletteColorLookupTableData"
-).split()
-
-# The functional group that has an element in a file of many frames (PS3.3, C.7.6.16).
-GROUPS = {
-    "RescaleSlope": "PixelValueTransformationSequence",
-    "RescaleIntercept": "PixelValueTransformationSequence",
-    "WindowCenter": "FrameVOILUTSequence",
-    "WindowWidth": "FrameVOILUTSequence",
-    "VOILUTFunction": "FrameVOILUTSequence",
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
-}
+ALONG_STACK = 2  # the axis of View
+PERCENTILES = (0.5, 99.5)  # are black and white where nothing says what else
+MAX_SLICES, MAX_VALUES = 16, 1 << 16  # of which the percentiles are taken: slices, and values of each
+SAME_HEIGHT = 1e-3  # in mm; slices that are nearer lie at one position
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DicomFile:
-    """A file of one or many frames.
+class Frame:
+    """A frame of a file.
 
     Attributes:
-        path: of the file.
-        syntax: the UID of its transfer syntax.
-        offset: of its pixels, in what is inflated where it is deflated.
-        options: of the decoder.
-        height: of a frame, in pixels.
-        width: of a frame, in pixels.
-        num_frames: that it has.
-        instance: its own UID.
-        series: the UID of its series.
-        frame_of_reference: the UID of the coordinates in which it lies, "" where it has none.
-        number: its place in the series, where nothing else says it.
-        modality: CT, MR, US and so on.
-        image_type: what tells a localizer from the slices of its series.
-        renderings: how its values are shown: of each frame, or one of all.
-        places: of each frame, or one of all.
+        file: that it is in.
+        index: in the file, from 0.
     """
 
-    path: Path
-    syntax: str
-    offset: int
-    options: Mapping[str, Any]
-    height: int
-    width: int
-    num_frames: int
-    instance: str
-    series: str
-    frame_of_reference: str
-    number: float
-    modality: str
-    image_type: tuple[str, ...]
-    renderings: tuple[Rendering, ...]
-    places: tuple[Place, ...]
+    file: DicomFile
+    index: int
 
-    def rendering(self, index: int) -> Rendering:
-        """Of a frame."""
-        return self.renderings[index if len(self.renderings) > 1 else 0]
-
-    def place(self, index: int) -> Place:
-        """Of a frame."""
-        return self.places[index if len(self.places) > 1 else 0]
-
-    def is_colour(self) -> bool:
-        """Whether a frame has three channels, or a palette."""
-        return self.options["samples_per_pixel"] == 3 or self.renderings[0].palette is not None
+    def place(self) -> Place:
+        """Where it lies."""
+        return self.file.place(self.index)
 
 
-def import_pydicom() -> ModuleType:
-    """The library that reads DICOM; raises UserError when it is not installed."""
-    try:
-        import pydicom
-    except ImportError as error:
-        raise UserError("DICOM needs pydicom: pip install 'medvlsm-jax[medical]'") from error
-    keep_quiet()
-    return pydicom
+class Series(Scan):
+    """A stack of frames, in the order in which they lie along the normal, else in that of their numbers.
 
-
-def keep_quiet() -> None:
-    """Ends what pydicom would warn of: values that break the standard, which are no concern of who reads the picture.
-
-    For the whole process, as only that is safe with threads.
+    Attributes:
+        frames: of its slices.
     """
-    if not any(action == "ignore" and module and module.pattern == "pydicom" for action, _, _, module, _ in warnings.filters):
-        warnings.filterwarnings("ignore", module="pydicom")
+
+    def __init__(self, frames: Sequence[Frame], view: View, notes: Iterable[str] = ()) -> None:
+        self.frames = tuple(frames)
+        self.files = tuple(dict.fromkeys(frame.file.path for frame in frames))
+        self.path = self.files[0] if len(self.files) == 1 else self.files[0].parent
+        self.window = view.window
+        places = [frame.place() for frame in frames]
+        self.spacing = places[0].spacing
+        self.distance, askew = distance_between(places)
+        self.notes = (*notes, *askew, *view_notes(self))
+        self.extent: tuple[float, float] | None = None
+        self.lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def read(self, index: int) -> Image.Image:
+        frame = self.frames[index]
+        file, rendering = frame.file, frame.file.rendering(frame.index)
+        stored = read_frame(file, frame.index)
+        if file.is_colour():
+            return Image.fromarray(to_colours(stored, rendering, file.options["bits_stored"]))
+        extent = None if self.window or rendering.has_view() else self.common_extent()
+        return Image.fromarray(to_shades(stored, rendering, self.window, extent)).convert("RGB")
+
+    def common_extent(self) -> tuple[float, float]:
+        """The PERCENTILES of a sample of all slices, so that these are comparable; padding is no part of it.
+
+        Raises:
+            UserError: a slice cannot be decoded.
+        """
+        with self.lock:
+            if self.extent is None:
+                picks = np.unique(np.linspace(0, len(self) - 1, min(len(self), MAX_SLICES)).astype(int))
+                values = np.concatenate([sample(self.frames[i]) for i in picks])
+                low, high = np.percentile(values, PERCENTILES) if len(values) else (0.0, 0.0)
+                self.extent = float(low), float(high)
+            return self.extent
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Makes one line of whatever pydicom and its decoders raise."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except Exception as error:  # dozens of kinds
-        raise UserError(f"{path} cannot be read as DICOM ({one_line(error)}): restore or remove it") from error
+def sample(frame: Frame) -> np.ndarray:
+    """At most MAX_VALUES values of a frame, evenly picked."""
+    stored, rendering = read_frame(frame.file, frame.index), frame.file.rendering(frame.index)
+    step = max(1, int(np.ceil(np.sqrt(stored.size / MAX_VALUES))))
+    stored = stored[::step, ::step]
+    return to_values(stored, rendering)[~is_outside(stored, rendering)]
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, short and printable."""
-    lines = str(error).split("\n")
-    text = "".join(c if c.isprintable() else "?" for c in lines[-1].strip() or type(error).__name__)
-    return text[:200]
+def view_notes(series: Series) -> list[str]:
+    """What a person should know of how the values of a series are shown, and of its spacing."""
+    file, rendering = series.frames[0].file, series.frames[0].file.rendering(series.frames[0].index)
+    notes = [note] if (note := series.frames[0].place().note) else []
+    if file.is_colour():
+        return notes
+    if series.window is None and rendering.table is not None:
+        notes.append("shown through the table of the file")
+    elif series.window is None and rendering.window is not None:
+        first = f", the first of {rendering.num_windows}" if rendering.num_windows > 1 else ""
+        notes.append(f"shown through the window {rendering.window.center:g}:{rendering.window.width:g} of the file{first}")
+    elif series.window is None and rendering.range is None:
+        notes.append(f"stretched between the {PERCENTILES[0]} and {PERCENTILES[1]} percentiles of its values")
+    if rendering.is_inverted:
+        notes.append("inverted: its smallest values are white")
+    return notes
 
 
-# --- What a file says ------------------------------------------------------------------------------------------------
+# --- From files to stacks --------------------------------------------------------------------------------------------
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its magic bytes, or, where it begins without them, by its pixels."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(PREAMBLE + len(MAGIC))
-        if start[PREAMBLE:] == MAGIC:
-            return True
-        return start[:2] in BARE and bool(read_file(path))
-    except (OSError, UserError):
-        return False
+def open_series(paths: Sequence[Path], view: View, failures: list[str]) -> list[Series]:
+    """The stacks that files make, in the order of the files; those of one series are parted by what is no one stack.
 
-
-def read_file(path: Path) -> DicomFile:
-    """What a file says of its frames.
+    Args:
+        paths: of DICOM files.
+        view: its window goes before the files' own.
+        failures: gets a line for each file that cannot be read or is no picture, and for each series that is no stack.
 
     Raises:
-        UserError: pydicom is not installed; the file cannot be read, is no picture, claims more than it holds, or no
-            decoder of its transfer syntax is installed.
+        UserError: pydicom is not installed, or another axis than that along the stack is asked for.
     """
-    pydicom = import_pydicom()
-    with reading(path), open_stream(path) as (stream, syntax):
-        dataset, keyword = read_header(stream, syntax)
-        options = pydicom.pixels.utils.as_pixel_options(dataset, transfer_syntax_uid=syntax, pixel_keyword=keyword)
-        check_picture(path, dataset, keyword)
-        check_decoder(path, syntax)
-        options["pixel_vr"], length = read_pixel_header(stream, syntax)
-        offset = stream.tell()
-        available = min(length, stream.seek(0, io.SEEK_END) - offset)
-        check_sizes(options, syntax, available)
-        num_frames = int(options["number_of_frames"])
-        finds = [finder(dataset, i) for i in range(num_frames if "PerFrameFunctionalGroupsSequence" in dataset else 1)]
-        return DicomFile(
-            path=path,
-            syntax=str(syntax),
-            offset=offset,
-            options=options,
-            height=int(options["rows"]),
-            width=int(options["columns"]),
-            num_frames=num_frames,
-            instance=str(dataset.get("SOPInstanceUID", "")),
-            series=str(dataset.get("SeriesInstanceUID", "")),
-            frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
-            number=float(dataset.get("InstanceNumber") or 0),
-            modality=str(dataset.get("Modality", "")),
-            image_type=tuple(dataset.get("ImageType") or ()),
-            renderings=tuple(read_rendering(find, syntax.is_little_endian) for find in finds),
-            places=tuple(read_place(find) for find in finds),
-        )
-
-
-@contextmanager
-def open_stream(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
-    """A file behind its first elements, inflated where it is deflated, and the UID of its transfer syntax.
-
-    Raises:
-        ValueError: it inflates to more than MAX_INFLATED.
-    """
-    from pydicom.filereader import read_dataset, read_preamble
-
-    with path.open("rb") as file:
-        read_preamble(file, force=True)
-        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != META)
-        syntax = meta.get("TransferSyntaxUID") or guess_syntax(file)
-        if syntax != DEFLATED:
-            yield file, syntax
-            return
-        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        data = inflate.decompress(file.read(), MAX_INFLATED)
-        if inflate.unconsumed_tail:
-            raise ValueError(f"it inflates to more than {MAX_INFLATED >> 20} MiB")
-        yield io.BytesIO(data), syntax
-
-
-def guess_syntax(file: BinaryIO) -> Any:
-    """The UID of the transfer syntax of a file that does not say it, by its first element."""
-    from pydicom.uid import UID
-
-    start = file.read(6)
-    file.seek(-len(start), io.SEEK_CUR)
-    if not start[4:].isalpha():
-        return UID(IMPLICIT)
-    return UID(EXPLICIT if start[1:2] == b"\0" else BIG_ENDIAN)
-
-
-def read_header(stream: BinaryIO, syntax: Any) -> tuple[Any, str]:
-    """The ELEMENTS of a file, up to its pixels, and what these are called; "" where there are none."""
-    from pydicom.datadict import tag_for_keyword
-    from pydicom.filereader import read_dataset
-
-    found = []
-
-    def is_pixels(tag: int, vr: str | None, length: int) -> bool:
-        if stream.tell() > MAX_HEADER:
-            raise ValueError(f"its header has more than {MAX_HEADER >> 20} MiB")
-        found.extend([PIXELS[tag]] if tag in PIXELS else [])
-        return bool(found)
-
-    tags = [tag_for_keyword(keyword) for keyword in ELEMENTS]
-    dataset = read_dataset(stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=is_pixels, specific_tags=tags)
-    return dataset, "".join(found)
-
-
-def read_pixel_header(stream: BinaryIO, syntax: Any) -> tuple[str, int]:
-    """The kind of the pixels and their length in bytes; the stream stands behind it then."""
-    order = "<" if syntax.is_little_endian else ">"
-    if syntax.is_implicit_VR:
-        return "OW", struct.unpack(f"{order}4xL", stream.read(8))[0]
-    vr, short = struct.unpack(f"{order}4x2sH", stream.read(8))
-    return vr.decode("latin-1"), struct.unpack(f"{order}L", stream.read(4))[0] if vr in LONG_LENGTHS else short
-
-
-def finder(dataset: Any, index: int) -> Any:
-    """Finds the value of an element for a frame: in its own functional groups, in those of all frames, or in the file."""
-    groups = []
-    for keyword, i in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
-        sequence = dataset.get(keyword) or ()
-        groups += [sequence[i]] if i < len(sequence) else []
-
-    def find(keyword: str) -> Any:
-        for group in groups:
-            items = group.get(GROUPS[keyword]) if keyword in GROUPS else None
-            if items and keyword in items[0]:
-                return items[0].get(keyword)
-        return dataset.get(keyword)
-
-    return find
-
-
-# --- What is refused -------------------------------------------------------------------------------------------------
-
-
-def check_picture(path: Path, dataset: Any, keyword: str) -> None:
-    """Refuses what is no picture, and says what it is."""
-    sop_class = dataset.get("SOPClassUID")
-    if not keyword or sop_class in NO_PICTURES:
-        kind = sop_class.name.removesuffix(" Storage") if sop_class else "file without pixels"
-        raise UserError(f"{path} is no picture, but a {one_line(ValueError(kind))}: leave it out")
-
-
-def check_decoder(path: Path, syntax: Any) -> None:
-    """Refuses a transfer syntax that nothing installed decodes."""
-    from pydicom.pixels import get_decoder
-
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError as error:
-        name = one_line(ValueError(syntax.name))
-        raise UserError(f"{path} is in {name}, which is not read: convert it to another transfer syntax") from error
-    plugin, package = DECODERS.get(syntax, (None, None))
-    if plugin and plugin not in decoder.available_plugins:
-        raise UserError(f"{path} is in {syntax.name}, which needs {package}: pip install 'medvlsm-jax[medical]'")
-
-
-def check_sizes(options: Mapping[str, Any], syntax: Any, available: int) -> None:
-    """Refuses what claims more than the bytes that are there; raises ValueError."""
-    height, width, samples = (int(options[key]) for key in ("rows", "columns", "samples_per_pixel"))
-    frames, bits = int(options["number_of_frames"]), int(options["bits_allocated"])
-    if min(height, width, frames) < 1 or samples not in (1, 3):
-        raise ValueError(f"{frames} frames of {width}x{height} pixels in {samples} channels make no sense")
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"a frame of {width}x{height} pixels is too large")
-    if syntax.is_encapsulated:
-        expected = 8 * frames  # the least that a frame takes
-    else:
-        length = height * width * samples * bits
-        if options["photometric_interpretation"] == "YBR_FULL_422":
-            length = length // 3 * 2
-        expected = -(-length * frames // 8)
-    if available < expected:
-        raise ValueError(f"{frames} frames of {width}x{height} pixels need {expected} bytes, but {available} are there")
-    high = options.get("high_bit")
-    if high is not None and high != options["bits_stored"] - 1:
-        raise ValueError(f"the highest bit {high} is none of {options['bits_stored']} bits that are stored")
-
-
-# --- Frames ----------------------------------------------------------------------------------------------------------
-
-
-def read_frame(file: DicomFile, index: int) -> Num[np.ndarray, "h w *c"]:
-    """The stored values of a frame; colours as RGB.
-
-    Raises:
-        UserError: it cannot be decoded.
-    """
-    from pydicom.encaps import encapsulate, get_frame
-    from pydicom.pixels import get_decoder
-
     import_pydicom()
-    with reading(file.path), open_stream(file.path) as (stream, syntax):
-        stream.seek(file.offset)
-        options = dict(file.options)
-        source: Any = stream
-        if syntax.is_encapsulated:
-            offsets = options.pop("extended_offsets", None)
-            data = get_frame(stream, index, number_of_frames=file.num_frames, extended_offsets=offsets)
-            check_codestream(data, file.height, file.width)
-            source, index = encapsulate([data]), 0
-            options["number_of_frames"] = 1
-        plugin = DECODERS.get(file.syntax, ("", ""))[0]
-        values, _ = get_decoder(syntax).as_array(source, index=index, decoding_plugin=plugin, **options)
-        return values
+    if view.axis != ALONG_STACK:
+        raise UserError(
+            f"--axis={view.axis} is for volumes, but {paths[0]} is DICOM, which is read along its stack: "
+            "leave the flag out, or convert the series to NIfTI"
+        )
+    groups: dict[tuple, list[Frame]] = defaultdict(list)
+    seen = set()
+    for path in paths:
+        try:
+            file = read_file(path)
+        except UserError as error:
+            failures.append(str(error))
+            continue
+        if file.instance and file.instance in seen:
+            continue  # the same file under another name
+        seen.add(file.instance)
+        for i in range(file.num_frames):
+            groups[stack_key(file, i)].append(Frame(file, i))
+    series = list[Series]()
+    for frames in groups.values():
+        try:
+            series += split_positions(frames, view)
+        except UserError as error:
+            failures.append(str(error))
+    return series
 
 
-def check_codestream(data: bytes, height: int, width: int) -> None:
-    """Refuses a compressed frame of another size than its file says, before anything is made of it; raises ValueError.
+def stack_key(file: DicomFile, index: int) -> tuple:
+    """What the frames of a stack have in common."""
+    place = file.place(index)
+    rounded = [tuple(np.round(values, 3)) if values else None for values in (place.orientation, place.spacing)]
+    alone = str(file.path) if file.num_frames > 1 or not file.series else ""
+    return (
+        file.series,
+        alone,
+        file.frame_of_reference,
+        file.height,
+        file.width,
+        file.is_colour(),
+        "LOCALIZER" in file.image_type,
+        *rounded,
+    )
 
-    Of a frame that is in neither JPEG's nor JPEG 2000's format, as of RLE, the decoder knows the size from the file.
+
+def split_positions(frames: list[Frame], view: View) -> list[Series]:
+    """A stack; or several, where each position has as many slices: phases of a heart, echoes, in order of their numbers.
+
+    Raises:
+        UserError: some positions have more slices than others.
     """
-    sizes = None
-    if (at := data.find(b"\xff\x4f\xff\x51")) >= 0 and len(data) >= at + 24:  # JPEG 2000: SOC and SIZ
-        right, bottom, left, top = struct.unpack(">4L", data[at + 8 : at + 24])
-        sizes = bottom - top, right - left
-    elif data[:2] == b"\xff\xd8":
-        sizes = jpeg_size(data)
-    if sizes is not None and sizes != (height, width):
-        raise ValueError(f"a compressed frame has {sizes[1]}x{sizes[0]} pixels instead of {width}x{height}")
-
-
-def jpeg_size(data: bytes) -> tuple[int, int]:
-    """Height and width from the start of frame of a JPEG or JPEG-LS; raises ValueError when there is none."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if marker == 0xFF:  # a byte to fill
-            at += 1
-        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
-        else:
-            at += 2 + length
-    raise ValueError("a compressed frame has no start of frame")
+    frames = sorted(frames, key=lambda frame: (frame.file.number, frame.index))
+    heights = along_normal([frame.place() for frame in frames])
+    if heights is None or len(frames) == 1:
+        return [Series(frames, view)]
+    order = np.argsort(heights, kind="stable")
+    starts = np.flatnonzero(np.diff(heights[order], prepend=-np.inf) > SAME_HEIGHT)
+    counts = np.diff([*starts, len(order)])
+    if counts.min() != counts.max():
+        raise UserError(
+            f"{frames[0].file.path.parent} has a series of {len(starts)} positions with {counts.min()} to {counts.max()} "
+            "slices each, which is no stack: leave those out that are there twice, or complete it"
+        )
+    num = int(counts[0])
+    parts = order.reshape(-1, num).T
+    notes = [f"part {i + 1} of {num} at the same positions" for i in range(num)] if num > 1 else [""]
+    return [
+        Series([frames[i] for i in part], view, filter(None, [note])) for part, note in zip(parts, notes, strict=True)
+    ]

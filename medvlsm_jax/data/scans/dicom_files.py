@@ -1,0 +1,396 @@
+"""DICOM files: what one says of its frames, and their stored values. The door of pydicom and of its decoders."""
+
+import dataclasses
+import io
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Num
+
+from medvlsm_jax.data.scans import dicom_jpeg
+from medvlsm_jax.data.scans.codestreams import read_codestream
+from medvlsm_jax.data.scans.dicom_places import Place, read_place
+from medvlsm_jax.data.scans.dicom_values import Rendering, read_rendering
+from medvlsm_jax.errors import UserError
+
+MAX_PIXELS = 1 << 26  # of a frame: 8192 x 8192; the largest radiographs have half of it
+MAX_INFLATED = 1 << 29  # bytes of a deflated file
+MAX_HEADER = 1 << 28  # bytes in front of the pixels; thousands of frames take some tens of millions
+QUIET = "pydicom"
+PREAMBLE, MAGIC = 128, b"DICM"
+BARE = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # how a file without a preamble begins: its first group
+LONG_LENGTHS = (b"OB", b"OW", b"OF", b"OD", b"UN")  # kinds of values whose length has four bytes
+PIXELS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
+META, DEFLATED, IMPLICIT, BIG_ENDIAN = 0x0002, "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
+EXPLICIT = "1.2.840.10008.1.2.1"
+
+# What has pixels, but is no picture of a patient, by SOP class.
+NO_PICTURES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.5.1.4.1.1.481.2")
+
+# Which of pydicom's plugins decodes a transfer syntax, and the package that it needs.
+JPEG, JPEG_LOSSLESS = ("pillow", "pillow"), (dicom_jpeg.NAME, "python-gdcm")
+JPEG_LS, JPEG_2000 = ("pyjpegls", "pyjpegls"), ("pylibjpeg", "pylibjpeg-openjpeg")
+DECODERS = {
+    "1.2.840.10008.1.2.4.50": JPEG,
+    "1.2.840.10008.1.2.4.51": JPEG_LOSSLESS,
+    "1.2.840.10008.1.2.4.57": JPEG_LOSSLESS,
+    "1.2.840.10008.1.2.4.70": JPEG_LOSSLESS,
+    "1.2.840.10008.1.2.4.80": JPEG_LS,
+    "1.2.840.10008.1.2.4.81": JPEG_LS,
+    "1.2.840.10008.1.2.4.90": JPEG_2000,
+    "1.2.840.10008.1.2.4.91": JPEG_2000,
+    "1.2.840.10008.1.2.4.201": JPEG_2000,
+    "1.2.840.10008.1.2.4.202": JPEG_2000,
+    "1.2.840.10008.1.2.4.203": JPEG_2000,
+    "1.2.840.10008.1.2.5": ("pydicom", "pydicom"),
+}
+
+# All that is read of a file; a patient's data are not.
+ELEMENTS = (
+    "SOPClassUID SOPInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality ImageType InstanceNumber "
+    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored "
+    "HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit ExtendedOffsetTable ExtendedOffsetTableLengths "
+    "RescaleSlope RescaleIntercept ModalityLUTSequence VOILUTSequence WindowCenter WindowWidth VOILUTFunction "
+    "PresentationLUTShape PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing SequenceOfUltrasoundRegions "
+    "ImagePositionPatient ImageOrientationPatient SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
+    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
+    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
+    "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
+    "SegmentedBluePaletteColorLookupTableData"
+).split()
+
+REQUIRED = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated")
+
+# The functional group that has an element in a file of many frames (PS3.3, C.7.6.16).
+GROUPS = {
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+    "WindowCenter": "FrameVOILUTSequence",
+    "WindowWidth": "FrameVOILUTSequence",
+    "VOILUTFunction": "FrameVOILUTSequence",
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DicomFile:
+    """A file of one or many frames.
+
+    Attributes:
+        path: of the file.
+        syntax: the UID of its transfer syntax.
+        offset: of its pixels, in what is inflated where it is deflated.
+        options: of the decoder.
+        height: of a frame, in pixels.
+        width: of a frame, in pixels.
+        num_frames: that it has.
+        instance: its own UID.
+        series: the UID of its series.
+        frame_of_reference: the UID of the coordinates in which it lies, "" where it has none.
+        number: its place in the series, where nothing else says it.
+        modality: CT, MR, US and so on.
+        image_type: what tells a localizer from the slices of its series.
+        renderings: how its values are shown: of each frame, or one of all.
+        places: of each frame, or one of all.
+    """
+
+    path: Path
+    syntax: str
+    offset: int
+    options: Mapping[str, Any]
+    height: int
+    width: int
+    num_frames: int
+    instance: str
+    series: str
+    frame_of_reference: str
+    number: float
+    modality: str
+    image_type: tuple[str, ...]
+    renderings: tuple[Rendering, ...]
+    places: tuple[Place, ...]
+
+    def rendering(self, index: int) -> Rendering:
+        """Of a frame."""
+        return self.renderings[index if len(self.renderings) > 1 else 0]
+
+    def place(self, index: int) -> Place:
+        """Of a frame."""
+        return self.places[index if len(self.places) > 1 else 0]
+
+    def is_colour(self) -> bool:
+        """Whether a frame has three channels, or a palette."""
+        return self.options["samples_per_pixel"] == 3 or self.renderings[0].palette is not None
+
+
+def import_pydicom() -> ModuleType:
+    """The library that reads DICOM; raises UserError when it is not installed."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise UserError("DICOM needs pydicom: pip install 'medvlsm-jax[medical]'") from error
+    keep_quiet()
+    dicom_jpeg.register()
+    return pydicom
+
+
+def keep_quiet() -> None:
+    """Ends what pydicom would warn of: values that break the standard, which are no concern of who reads the picture.
+
+    For the whole process, as only that is safe with threads.
+    """
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    if QUIET not in (getattr(module, "pattern", None) for _, _, _, module, _ in warnings.filters):
+        warnings.filterwarnings("ignore", module=QUIET)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Makes one line of whatever pydicom and its decoders raise."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except Exception as error:  # dozens of kinds
+        raise UserError(f"{path} cannot be read as DICOM ({one_line(error)}): restore or remove it") from error
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, short and printable."""
+    lines = str(error).split("\n")
+    text = "".join(c if c.isprintable() else "?" for c in lines[-1].strip() or type(error).__name__)
+    return text[:200]
+
+
+# --- What a file says ------------------------------------------------------------------------------------------------
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its magic bytes, or, where it begins without them, by its pixels."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(PREAMBLE + len(MAGIC))
+        if start[PREAMBLE:] == MAGIC:
+            return True
+        return start[:2] in BARE and bool(read_file(path))
+    except (OSError, UserError):
+        return False
+
+
+def read_file(path: Path) -> DicomFile:
+    """What a file says of its frames.
+
+    Raises:
+        UserError: pydicom is not installed; the file cannot be read, is no picture, claims more than it holds, or no
+            decoder of its transfer syntax is installed.
+    """
+    pydicom = import_pydicom()
+    with reading(path), open_stream(path) as (stream, meta):
+        syntax = meta.TransferSyntaxUID
+        dataset, keyword = read_header(stream, syntax)
+        check_picture(path, meta, dataset, keyword)
+        options = pydicom.pixels.utils.as_pixel_options(dataset, transfer_syntax_uid=syntax, pixel_keyword=keyword)
+        check_decoder(path, syntax)
+        options["pixel_vr"], length = read_pixel_header(stream, syntax)
+        offset = stream.tell()
+        available = min(length, stream.seek(0, io.SEEK_END) - offset)
+        check_sizes(options, syntax, available)
+        num_frames = int(options["number_of_frames"])
+        finds = [finder(dataset, i) for i in range(num_frames if "PerFrameFunctionalGroupsSequence" in dataset else 1)]
+        return DicomFile(
+            path=path,
+            syntax=str(syntax),
+            offset=offset,
+            options=options,
+            height=int(options["rows"]),
+            width=int(options["columns"]),
+            num_frames=num_frames,
+            instance=str(dataset.get("SOPInstanceUID", "")),
+            series=str(dataset.get("SeriesInstanceUID", "")),
+            frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
+            number=float(dataset.get("InstanceNumber") or 0),
+            modality=str(dataset.get("Modality", "")),
+            image_type=tuple(dataset.get("ImageType") or ()),
+            renderings=tuple(read_rendering(find, syntax.is_little_endian) for find in finds),
+            places=tuple(read_place(find) for find in finds),
+        )
+
+
+@contextmanager
+def open_stream(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
+    """A file behind its first elements, inflated where it is deflated, and these (PS3.10, 7.1), a syntax among them.
+
+    Raises:
+        ValueError: it inflates to more than MAX_INFLATED.
+    """
+    from pydicom.filereader import read_dataset, read_preamble
+
+    with path.open("rb") as file:
+        read_preamble(file, force=True)
+        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != META)
+        if not meta.get("TransferSyntaxUID"):
+            meta.TransferSyntaxUID = guess_syntax(file)
+        if meta.TransferSyntaxUID != DEFLATED:
+            yield file, meta
+            return
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        data = inflate.decompress(file.read(), MAX_INFLATED)
+        if inflate.unconsumed_tail:
+            raise ValueError(f"it inflates to more than {MAX_INFLATED >> 20} MiB")
+        yield io.BytesIO(data), meta
+
+
+def guess_syntax(file: BinaryIO) -> Any:
+    """The UID of the transfer syntax of a file that does not say it, by its first element."""
+    from pydicom.uid import UID
+
+    start = file.read(6)
+    file.seek(-len(start), io.SEEK_CUR)
+    if not start[4:].isalpha():
+        return UID(IMPLICIT)
+    return UID(EXPLICIT if start[1:2] == b"\0" else BIG_ENDIAN)
+
+
+def read_header(stream: BinaryIO, syntax: Any) -> tuple[Any, str]:
+    """The ELEMENTS of a file, up to its pixels, and what these are called; "" where there are none."""
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.filereader import read_dataset
+
+    found = []
+
+    def is_pixels(tag: int, vr: str | None, length: int) -> bool:
+        if stream.tell() > MAX_HEADER:
+            raise ValueError(f"its header has more than {MAX_HEADER >> 20} MiB")
+        found.extend([PIXELS[tag]] if tag in PIXELS else [])
+        return bool(found)
+
+    tags = [tag_for_keyword(keyword) for keyword in ELEMENTS]
+    dataset = read_dataset(stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=is_pixels, specific_tags=tags)
+    return dataset, "".join(found)
+
+
+def read_pixel_header(stream: BinaryIO, syntax: Any) -> tuple[str, int]:
+    """The kind of the pixels and their length in bytes; the stream stands behind it then."""
+    order = "<" if syntax.is_little_endian else ">"
+    if syntax.is_implicit_VR:
+        return "OW", struct.unpack(f"{order}4xL", stream.read(8))[0]
+    vr, short = struct.unpack(f"{order}4x2sH", stream.read(8))
+    return vr.decode("latin-1"), struct.unpack(f"{order}L", stream.read(4))[0] if vr in LONG_LENGTHS else short
+
+
+def finder(dataset: Any, index: int) -> Any:
+    """Finds the value of an element for a frame: in its own functional groups, in those of all frames, or in the file."""
+    groups = []
+    for keyword, i in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
+        sequence = dataset.get(keyword) or ()
+        groups += [sequence[i]] if i < len(sequence) else []
+
+    def find(keyword: str) -> Any:
+        for group in groups:
+            items = group.get(GROUPS[keyword]) if keyword in GROUPS else None
+            if items and keyword in items[0]:
+                return items[0].get(keyword)
+        return dataset.get(keyword)
+
+    return find
+
+
+# --- What is refused -------------------------------------------------------------------------------------------------
+
+
+def check_picture(path: Path, meta: Any, dataset: Any, keyword: str) -> None:
+    """Refuses what is no picture, and says what it is; raises ValueError for what is no DICOM."""
+    sop_class = dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID")
+    if not keyword and not sop_class:
+        raise ValueError("it has no pixels")
+    if not keyword or sop_class in NO_PICTURES:
+        what = "no picture of a patient" if keyword else "no picture"
+        raise UserError(f"{path} holds {what} ({one_line(ValueError(sop_class.name))}): leave it out")
+    if missing := [keyword for keyword in REQUIRED if dataset.get(keyword) is None]:
+        raise ValueError(f"{missing[0]} is missing")
+    if keyword == "PixelData" and dataset.get("HighBit", dataset.BitsStored - 1) != dataset.BitsStored - 1:
+        raise ValueError(f"its highest bit is {dataset.HighBit}, but {dataset.BitsStored} bits are stored")
+
+
+def check_decoder(path: Path, syntax: Any) -> None:
+    """Refuses a transfer syntax that nothing installed decodes."""
+    from pydicom.pixels import get_decoder
+
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        name = one_line(ValueError(syntax.name))
+        raise UserError(f"{path} is in {name}, which is not read: convert it to another transfer syntax") from error
+    plugin, package = DECODERS.get(syntax, (None, None))
+    if plugin and plugin not in decoder.available_plugins:
+        raise UserError(f"{path} is in {syntax.name}, which needs {package}: pip install 'medvlsm-jax[medical]'")
+
+
+def check_sizes(options: Mapping[str, Any], syntax: Any, available: int) -> None:
+    """Refuses what claims more than the bytes that are there; raises ValueError."""
+    height, width, samples = (int(options[key]) for key in ("rows", "columns", "samples_per_pixel"))
+    frames, bits = int(options["number_of_frames"]), int(options["bits_allocated"])
+    if min(height, width, frames) < 1 or samples not in (1, 3):
+        raise ValueError(f"{frames} frames of {width}x{height} pixels in {samples} channels make no sense")
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"a frame of {width}x{height} pixels is too large")
+    if syntax.is_encapsulated:
+        expected = 8 * frames  # the least that a frame takes
+    else:
+        length = height * width * samples * bits
+        if options["photometric_interpretation"] == "YBR_FULL_422":
+            length = length // 3 * 2
+        expected = -(-length * frames // 8)
+    if available < expected:
+        raise ValueError(f"its header claims {expected} bytes of pixels, but {available} are there")
+
+
+# --- Frames ----------------------------------------------------------------------------------------------------------
+
+
+def read_frame(file: DicomFile, index: int) -> Num[np.ndarray, "h w *c"]:
+    """The stored values of a frame; colours as RGB.
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
+    from pydicom.encaps import encapsulate, get_frame
+    from pydicom.pixels import get_decoder
+
+    import_pydicom()
+    with reading(file.path), open_stream(file.path) as (stream, meta):
+        syntax = meta.TransferSyntaxUID
+        stream.seek(file.offset)
+        options = dict(file.options)
+        source: Any = stream
+        if syntax.is_encapsulated:
+            offsets = options.pop("extended_offsets", None)
+            data = get_frame(stream, index, number_of_frames=file.num_frames, extended_offsets=offsets)
+            check_codestream(data, file.height, file.width)
+            source, index = encapsulate([data]), 0
+            options["number_of_frames"] = 1
+        plugin = DECODERS.get(file.syntax, ("", ""))[0]
+        values, _ = get_decoder(syntax).as_array(source, index=index, decoding_plugin=plugin, **options)
+        return values
+
+
+def check_codestream(data: bytes, height: int, width: int) -> None:
+    """Refuses a compressed frame of another size than its file says, before anything is made of it; raises ValueError.
+
+    Of RLE, which has no header of its own, the decoder knows the size from the file.
+    """
+    header = read_codestream(data)
+    if header is not None and (header.height, header.width) != (height, width):
+        raise ValueError(f"a compressed frame has {header.width}x{header.height} pixels instead of {width}x{height}")
