@@ -104,7 +104,9 @@ def view_notes(series: Series) -> list[str]:
         notes.append("shown through the table of the file")
     elif series.window is None and rendering.window is not None:
         first = f", the first of {rendering.num_windows}" if rendering.num_windows > 1 else ""
-        notes.append(f"shown through the window {rendering.window.center:g}:{rendering.window.width:g} of the file{first}")
+        notes.append(
+            f"shown through the window {rendering.window.center:g}:{rendering.window.width:g} of the file{first}"
+        )
     elif series.window is None and rendering.range is None:
         notes.append(f"stretched between the {PERCENTILES[0]} and {PERCENTILES[1]} percentiles of its values")
     if rendering.is_inverted:
@@ -172,7 +174,7 @@ def stack_key(file: DicomFile, index: int) -> tuple:
 
 
 def split_positions(frames: list[Frame], view: View) -> list[Series]:
-    """A stack; or several, where each position has as many slices: phases of a heart, echoes, in order of their numbers.
+    """A stack; or several, where each position has as many slices: phases of a heart, or echoes, as they are numbered.
 
     Raises:
         UserError: some positions have more slices than others.
@@ -183,11 +185,11 @@ def split_positions(frames: list[Frame], view: View) -> list[Series]:
         return [Series(frames, view)]
     order = np.argsort(heights, kind="stable")
     starts = np.flatnonzero(np.diff(heights[order], prepend=-np.inf) > SAME_HEIGHT)
-    counts = np.diff([*starts, len(order)])
+    counts = np.diff(np.append(starts, len(order)))
     if counts.min() != counts.max():
         raise UserError(
-            f"{frames[0].file.path.parent} has a series of {len(starts)} positions with {counts.min()} to {counts.max()} "
-            "slices each, which is no stack: leave those out that are there twice, or complete it"
+            f"{frames[0].file.path.parent} has a series with {counts.min()} to {counts.max()} slices at a position, which "
+            "is no stack: complete it, or leave out those that are there twice"
         )
     num = int(counts[0])
     parts = order.reshape(-1, num).T

@@ -17,6 +17,7 @@ from jaxtyping import Num
 
 from medvlsm_jax.data.scans import dicom_jpeg
 from medvlsm_jax.data.scans.codestreams import read_codestream
+from medvlsm_jax.data.scans.dicom_elements import ELEMENTS, REQUIRED, finder
 from medvlsm_jax.data.scans.dicom_places import Place, read_place
 from medvlsm_jax.data.scans.dicom_values import Rendering, read_rendering
 from medvlsm_jax.errors import UserError
@@ -51,34 +52,6 @@ DECODERS = {
     "1.2.840.10008.1.2.4.202": JPEG_2000,
     "1.2.840.10008.1.2.4.203": JPEG_2000,
     "1.2.840.10008.1.2.5": ("pydicom", "pydicom"),
-}
-
-# All that is read of a file; a patient's data are not.
-ELEMENTS = (
-    "SOPClassUID SOPInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality ImageType InstanceNumber "
-    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored "
-    "HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit ExtendedOffsetTable ExtendedOffsetTableLengths "
-    "RescaleSlope RescaleIntercept ModalityLUTSequence VOILUTSequence WindowCenter WindowWidth VOILUTFunction "
-    "PresentationLUTShape PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing SequenceOfUltrasoundRegions "
-    "ImagePositionPatient ImageOrientationPatient SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
-    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
-    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
-    "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
-    "SegmentedBluePaletteColorLookupTableData"
-).split()
-
-REQUIRED = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated")
-
-# The functional group that has an element in a file of many frames (PS3.3, C.7.6.16).
-GROUPS = {
-    "RescaleSlope": "PixelValueTransformationSequence",
-    "RescaleIntercept": "PixelValueTransformationSequence",
-    "WindowCenter": "FrameVOILUTSequence",
-    "WindowWidth": "FrameVOILUTSequence",
-    "VOILUTFunction": "FrameVOILUTSequence",
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
 }
 
 
@@ -228,6 +201,17 @@ def read_file(path: Path) -> DicomFile:
         )
 
 
+def read_attributes(path: Path) -> Any:
+    """All that a file says but its pixels, as pydicom has it: for who refers to it, as a segmentation does.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    pydicom = import_pydicom()
+    with reading(path):
+        return pydicom.dcmread(path, stop_before_pixels=True, force=True)
+
+
 @contextmanager
 def open_stream(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
     """A file behind its first elements, inflated where it is deflated, and these (PS3.10, 7.1), a syntax among them.
@@ -277,7 +261,9 @@ def read_header(stream: BinaryIO, syntax: Any) -> tuple[Any, str]:
         return bool(found)
 
     tags = [tag_for_keyword(keyword) for keyword in ELEMENTS]
-    dataset = read_dataset(stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=is_pixels, specific_tags=tags)
+    dataset = read_dataset(
+        stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=is_pixels, specific_tags=tags
+    )
     return dataset, "".join(found)
 
 
@@ -290,34 +276,19 @@ def read_pixel_header(stream: BinaryIO, syntax: Any) -> tuple[str, int]:
     return vr.decode("latin-1"), struct.unpack(f"{order}L", stream.read(4))[0] if vr in LONG_LENGTHS else short
 
 
-def finder(dataset: Any, index: int) -> Any:
-    """Finds the value of an element for a frame: in its own functional groups, in those of all frames, or in the file."""
-    groups = []
-    for keyword, i in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
-        sequence = dataset.get(keyword) or ()
-        groups += [sequence[i]] if i < len(sequence) else []
-
-    def find(keyword: str) -> Any:
-        for group in groups:
-            items = group.get(GROUPS[keyword]) if keyword in GROUPS else None
-            if items and keyword in items[0]:
-                return items[0].get(keyword)
-        return dataset.get(keyword)
-
-    return find
-
-
 # --- What is refused -------------------------------------------------------------------------------------------------
 
 
 def check_picture(path: Path, meta: Any, dataset: Any, keyword: str) -> None:
     """Refuses what is no picture, and says what it is; raises ValueError for what is no DICOM."""
+    from pydicom.uid import UID
+
     sop_class = dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID")
     if not keyword and not sop_class:
         raise ValueError("it has no pixels")
     if not keyword or sop_class in NO_PICTURES:
         what = "no picture of a patient" if keyword else "no picture"
-        raise UserError(f"{path} holds {what} ({one_line(ValueError(sop_class.name))}): leave it out")
+        raise UserError(f"{path} holds {what} ({one_line(ValueError(UID(sop_class).name))}): leave it out")
     if missing := [keyword for keyword in REQUIRED if dataset.get(keyword) is None]:
         raise ValueError(f"{missing[0]} is missing")
     if keyword == "PixelData" and dataset.get("HighBit", dataset.BitsStored - 1) != dataset.BitsStored - 1:
@@ -326,7 +297,7 @@ def check_picture(path: Path, meta: Any, dataset: Any, keyword: str) -> None:
 
 def check_decoder(path: Path, syntax: Any) -> None:
     """Refuses a transfer syntax that nothing installed decodes."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     try:
         decoder = get_decoder(syntax)
@@ -367,7 +338,7 @@ def read_frame(file: DicomFile, index: int) -> Num[np.ndarray, "h w *c"]:
         UserError: it cannot be decoded.
     """
     from pydicom.encaps import encapsulate, get_frame
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     import_pydicom()
     with reading(file.path), open_stream(file.path) as (stream, meta):

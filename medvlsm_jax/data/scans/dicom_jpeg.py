@@ -39,7 +39,7 @@ def decode(data: bytes, runner: Any) -> bytes:
     import gdcm
 
     header = read_jpeg_header(data)
-    # GDCM has a codec each for 8, 12 and 16 bits and complains on the terminal when it is told another than that of the data.
+    # GDCM has a codec each for 8, 12 and 16 bits, and complains on the terminal when told another than the data's.
     bits = next(bits for bits in (8, 12, 16) if header.precision <= bits)
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(data)

@@ -56,7 +56,7 @@ def read_place(find: Find) -> Place:
 
 
 def read_spacing(find: Find) -> tuple[tuple[float, float] | None, str]:
-    """mm down and across, and a note on it."""
+    """Spacing in mm, down and across, and a note on it."""
     for keyword, note in SPACINGS.items():
         values = numbers(find(keyword))
         if len(values) == 2 and min(values) > 0:
@@ -69,7 +69,7 @@ def read_spacing(find: Find) -> tuple[tuple[float, float] | None, str]:
 
 
 def region_spacing(get: Callable[[str], Any]) -> tuple[float, float] | None:
-    """mm down and across of a region of an ultrasound picture that shows tissue."""
+    """Spacing in mm, down and across, of a region of an ultrasound picture that shows tissue."""
     down, across = numbers(get("PhysicalDeltaY")), numbers(get("PhysicalDeltaX"))
     units = {get("PhysicalUnitsXDirection"), get("PhysicalUnitsYDirection")}
     if units != {CENTIMETRES} or not down or not across or not down[0] or not across[0]:
@@ -78,7 +78,7 @@ def region_spacing(get: Callable[[str], Any]) -> tuple[float, float] | None:
 
 
 def along_normal(places: Sequence[Place]) -> Float[np.ndarray, " n"] | None:
-    """mm along the normal of each, None where one has no position."""
+    """How far each lies along the normal, in mm; None where one has no position."""
     normal = places[0].normal()
     if normal is None or any(place.position is None for place in places):
         return None
@@ -86,7 +86,7 @@ def along_normal(places: Sequence[Place]) -> Float[np.ndarray, " n"] | None:
 
 
 def distance_between(places: Sequence[Place]) -> tuple[float | None, tuple[str, ...]]:
-    """mm from slice to slice of a sorted stack, and notes: uneven, or askew, as with a tilted gantry."""
+    """The way from slice to slice of a sorted stack, in mm, and notes: uneven, or askew, as with a tilted gantry."""
     heights = along_normal(places)
     if heights is None or len(heights) < 2:
         return None, ()

@@ -96,8 +96,7 @@ def read_rendering(find: Find, is_little_endian: bool) -> Rendering:
         window=window,
         function=function if function in FUNCTIONS else FUNCTIONS[0],
         num_windows=num_windows,
-        is_inverted=INVERSE in (find("PresentationLUTShape"), "")
-        or find("PhotometricInterpretation") == "MONOCHROME1",
+        is_inverted=INVERSE in (find("PresentationLUTShape"), "") or find("PhotometricInterpretation") == "MONOCHROME1",
         padding=read_padding(find),
         range=(0.0, float((1 << bits) - 1)) if is_plain and bits else None,
     )
@@ -301,9 +300,7 @@ def through_window(values: Float[np.ndarray, "h w"], window: Window, function: s
     return (values - center) / width + 0.5
 
 
-def to_colours(
-    stored: Num[np.ndarray, "h w *c"], rendering: Rendering, bits: int
-) -> UInt8[np.ndarray, "h w 3"]:
+def to_colours(stored: Num[np.ndarray, "h w *c"], rendering: Rendering, bits: int) -> UInt8[np.ndarray, "h w 3"]:
     """Stored values of a frame in colours, or of one with a palette, as 8-bit RGB."""
     if rendering.palette is not None:
         channels = [table(stored) * (255 / table.largest) for table in rendering.palette]
