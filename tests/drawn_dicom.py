@@ -1,8 +1,11 @@
 """Small DICOM files, drawn."""
 
+import io
+import struct
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 AXIAL = [1, 0, 0, 0, 1, 0]
 CT, MR, US_MULTI, CR = (
@@ -107,3 +110,76 @@ def draw_enhanced(slices: np.ndarray, order: list[int], **elements):
         PerFrameFunctionalGroupsSequence=frames,
         **elements,
     )
+
+
+def draw_compressed(pixels: np.ndarray, syntax: str, **elements):
+    """A data set in a transfer syntax that pydicom encodes."""
+    dataset = draw_dataset(pixels, **elements)
+    dataset.compress(syntax, generate_instance_uid=False)
+    return dataset
+
+
+def draw_jpeg(data: bytes, pixels: np.ndarray, syntax: str, **elements):
+    """A data set of one frame, compressed to `data`."""
+    from pydicom.encaps import encapsulate
+
+    dataset = draw_dataset(pixels, syntax=syntax, **elements)
+    dataset.PixelData = encapsulate([data])
+    dataset["PixelData"].is_undefined_length = True
+    return dataset
+
+
+def baseline_jpeg(pixels: np.ndarray) -> bytes:
+    """Colours (h, w, 3) by Pillow."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+def lossless_jpeg(pixels: np.ndarray, bits: int) -> bytes:
+    """Grey values (h, w) as a lossless JPEG that predicts each from its left neighbour (T.81, H)."""
+    values = pixels.astype(np.int64) & 0xFFFF
+    predicted = np.concatenate([np.roll(values[:, :1], 1, axis=0), values[:, :-1]], axis=1)
+    predicted[0, 0] = 1 << (bits - 1)
+    differences = (values - predicted + (1 << 15)) % (1 << 16) - (1 << 15)
+    coded = "".join(huffman(int(difference)) for difference in differences.ravel())
+    return jpeg(0xC3, pixels.shape, bits, [*range(17)], coded, selection=1)
+
+
+def jpeg_of_blocks(blocks: np.ndarray) -> bytes:
+    """A JPEG of 12 bits whose blocks of 8 x 8 pixels have the grey values (h, w): nothing but first coefficients."""
+    differences = np.diff(blocks.astype(np.int64).ravel(), prepend=2048)
+    coded = "".join(huffman(int(difference)) + "0" for difference in differences)  # and the end of the block
+    tables = segment(0xDB, b"\0" + bytes([8] * 64)) + segment(0xC4, b"\x10" + bytes([1, *[0] * 15]) + b"\0")
+    height, width = blocks.shape
+    return jpeg(0xC1, (8 * height, 8 * width), 12, [*range(16)], coded, tables=tables)
+
+
+def huffman(difference: int) -> str:
+    """The bits of a difference: its category in five, and as many as that (T.81, F.1.2.1)."""
+    category = abs(difference).bit_length()
+    extra = difference if difference > 0 else difference + (1 << category) - 1
+    return f"{category:05b}" + (f"{extra:0{category}b}" if 0 < category < 16 else "")
+
+
+def jpeg(marker: int, shape, bits: int, categories, coded: str, *, tables: bytes = b"", selection: int = 0) -> bytes:
+    """The file around coded bits, with categories of five bits."""
+    coded += "1" * (-len(coded) % 8)
+    content = int(coded, 2).to_bytes(len(coded) // 8, "big").replace(b"\xff", b"\xff\0")
+    counts = bytes([0, 0, 0, 0, len(categories), *[0] * 11])
+    return b"".join(
+        [
+            b"\xff\xd8",
+            tables,
+            segment(0xC4, b"\0" + counts + bytes(categories)),
+            segment(marker, struct.pack(">BHHB3B", bits, *shape, 1, 1, 0x11, 0)),
+            segment(0xDA, bytes([1, 1, 0, selection, 0 if selection else 63, 0])),
+            content,
+            b"\xff\xd9",
+        ]
+    )
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """A marker and what belongs to it."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content

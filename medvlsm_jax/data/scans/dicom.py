@@ -12,14 +12,14 @@ from PIL import Image
 from medvlsm_jax.data.scans.dicom_files import DicomFile, import_pydicom, is_dicom, read_file, read_frame
 from medvlsm_jax.data.scans.dicom_places import Place, along_normal, distance_between
 from medvlsm_jax.data.scans.dicom_values import is_outside, to_colours, to_shades, to_values
-from medvlsm_jax.data.scans.scan import Scan, View
+from medvlsm_jax.data.scans.scan import Scan, View, Window
+from medvlsm_jax.data.scans.windows import PERCENTILES, stretching_window
 from medvlsm_jax.errors import UserError
 
 __all__ = ["Frame", "Series", "is_dicom", "open_series"]
 
 ALONG_STACK = 2  # the axis of View
-PERCENTILES = (0.5, 99.5)  # are black and white where nothing says what else
-MAX_SLICES, MAX_VALUES = 16, 1 << 16  # of which the percentiles are taken: slices, and values of each
+MAX_SLICES, MAX_VALUES = 16, 1 << 16  # of which a window is made where nothing names one: slices, and values of each
 SAME_HEIGHT = 1e-3  # in mm; slices that are nearer lie at one position
 
 
@@ -56,7 +56,7 @@ class Series(Scan):
         self.spacing = places[0].spacing
         self.distance, askew = distance_between(places)
         self.notes = (*notes, *askew, *view_notes(self))
-        self.extent: tuple[float, float] | None = None
+        self.stretch: Window | None = None
         self.lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -68,22 +68,20 @@ class Series(Scan):
         stored = read_frame(file, frame.index)
         if file.is_colour():
             return Image.fromarray(to_colours(stored, rendering, file.options["bits_stored"]))
-        extent = None if self.window or rendering.has_view() else self.common_extent()
-        return Image.fromarray(to_shades(stored, rendering, self.window, extent)).convert("RGB")
+        stretch = None if self.window or rendering.has_view() else self.common_stretch()
+        return Image.fromarray(to_shades(stored, rendering, self.window, stretch)).convert("RGB")
 
-    def common_extent(self) -> tuple[float, float]:
-        """The PERCENTILES of a sample of all slices, so that these are comparable; padding is no part of it.
+    def common_stretch(self) -> Window:
+        """The window that a sample of all slices asks for, so that these are comparable; padding is no part of it.
 
         Raises:
             UserError: a slice cannot be decoded.
         """
         with self.lock:
-            if self.extent is None:
+            if self.stretch is None:
                 picks = np.unique(np.linspace(0, len(self) - 1, min(len(self), MAX_SLICES)).astype(int))
-                values = np.concatenate([sample(self.frames[i]) for i in picks])
-                low, high = np.percentile(values, PERCENTILES) if len(values) else (0.0, 0.0)
-                self.extent = float(low), float(high)
-            return self.extent
+                self.stretch = stretching_window(np.concatenate([sample(self.frames[i]) for i in picks]))
+            return self.stretch
 
 
 def sample(frame: Frame) -> np.ndarray:
@@ -108,7 +106,7 @@ def view_notes(series: Series) -> list[str]:
             f"shown through the window {rendering.window.center:g}:{rendering.window.width:g} of the file{first}"
         )
     elif series.window is None and rendering.range is None:
-        notes.append(f"stretched between the {PERCENTILES[0]} and {PERCENTILES[1]} percentiles of its values")
+        notes.append("stretched from the {} to the {} percentile of its values".format(*PERCENTILES))
     if rendering.is_inverted:
         notes.append("inverted: its smallest values are white")
     return notes
@@ -188,8 +186,8 @@ def split_positions(frames: list[Frame], view: View) -> list[Series]:
     counts = np.diff(np.append(starts, len(order)))
     if counts.min() != counts.max():
         raise UserError(
-            f"{frames[0].file.path.parent} has a series with {counts.min()} to {counts.max()} slices at a position, which "
-            "is no stack: complete it, or leave out those that are there twice"
+            f"{frames[0].file.path.parent} has a series with {counts.min()} to {counts.max()} slices at a position, "
+            "which is no stack: complete it, or leave out those that are there twice"
         )
     num = int(counts[0])
     parts = order.reshape(-1, num).T

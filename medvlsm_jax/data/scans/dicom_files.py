@@ -37,13 +37,14 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 NO_PICTURES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.5.1.4.1.1.481.2")
 
 # Which of pydicom's plugins decodes a transfer syntax, and the package that it needs.
-JPEG, JPEG_LOSSLESS = ("pillow", "pillow"), (dicom_jpeg.NAME, "python-gdcm")
+EXTENDED_JPEG = "1.2.840.10008.1.2.4.51"
+JPEG, OWN_JPEG = ("pillow", "pillow"), (dicom_jpeg.NAME, "")
 JPEG_LS, JPEG_2000 = ("pyjpegls", "pyjpegls"), ("pylibjpeg", "pylibjpeg-openjpeg")
 DECODERS = {
     "1.2.840.10008.1.2.4.50": JPEG,
-    "1.2.840.10008.1.2.4.51": JPEG_LOSSLESS,
-    "1.2.840.10008.1.2.4.57": JPEG_LOSSLESS,
-    "1.2.840.10008.1.2.4.70": JPEG_LOSSLESS,
+    EXTENDED_JPEG: JPEG,
+    "1.2.840.10008.1.2.4.57": OWN_JPEG,
+    "1.2.840.10008.1.2.4.70": OWN_JPEG,
     "1.2.840.10008.1.2.4.80": JPEG_LS,
     "1.2.840.10008.1.2.4.81": JPEG_LS,
     "1.2.840.10008.1.2.4.90": JPEG_2000,
@@ -260,7 +261,7 @@ def read_header(stream: BinaryIO, syntax: Any) -> tuple[Any, str]:
         found.extend([PIXELS[tag]] if tag in PIXELS else [])
         return bool(found)
 
-    tags = [tag_for_keyword(keyword) for keyword in ELEMENTS]
+    tags: list[Any] = [tag_for_keyword(keyword) for keyword in ELEMENTS]
     dataset = read_dataset(
         stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=is_pixels, specific_tags=tags
     )
@@ -345,23 +346,28 @@ def read_frame(file: DicomFile, index: int) -> Num[np.ndarray, "h w *c"]:
         syntax = meta.TransferSyntaxUID
         stream.seek(file.offset)
         options = dict(file.options)
-        source: Any = stream
+        source, plugin = stream, ""
         if syntax.is_encapsulated:
             offsets = options.pop("extended_offsets", None)
             data = get_frame(stream, index, number_of_frames=file.num_frames, extended_offsets=offsets)
-            check_codestream(data, file.height, file.width)
+            plugin = choose_plugin(file, data)
             source, index = encapsulate([data]), 0
             options["number_of_frames"] = 1
-        plugin = DECODERS.get(file.syntax, ("", ""))[0]
         values, _ = get_decoder(syntax).as_array(source, index=index, decoding_plugin=plugin, **options)
         return values
 
 
-def check_codestream(data: bytes, height: int, width: int) -> None:
-    """Refuses a compressed frame of another size than its file says, before anything is made of it; raises ValueError.
+def choose_plugin(file: DicomFile, data: bytes) -> str:
+    """Which of pydicom's plugins decodes a compressed frame, before anything is made of it.
 
-    Of RLE, which has no header of its own, the decoder knows the size from the file.
+    Raises:
+        ValueError: it is of another size than its file says. Of RLE, which has no header of its own, the decoder knows
+            the size from the file.
     """
     header = read_codestream(data)
-    if header is not None and (header.height, header.width) != (height, width):
-        raise ValueError(f"a compressed frame has {header.width}x{header.height} pixels instead of {width}x{height}")
+    if header is not None and (header.height, header.width) != (file.height, file.width):
+        size, expected = f"{header.width}x{header.height}", f"{file.width}x{file.height}"
+        raise ValueError(f"a compressed frame has {size} pixels instead of {expected}")
+    if file.syntax == EXTENDED_JPEG and header is not None and header.precision > 8:
+        return dicom_jpeg.NAME
+    return DECODERS[file.syntax][0]

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
 
 from medvlsm_jax.data.scans.scan import Window
+from medvlsm_jax.data.scans.windows import apply_window
 
 MAX_ENTRIES = 1 << 16  # of a lookup table
 INVERSE = "INVERSE"
@@ -33,7 +34,8 @@ class Table(NamedTuple):
     def __call__(self, values: Num[np.ndarray, "h w"]) -> Num[np.ndarray, "h w"]:
         """The entry of each value."""
         last = self.first + len(self.entries) - 1
-        return self.entries[np.clip(np.rint(values), self.first, last).astype(np.int64) - self.first]
+        known = np.nan_to_num(values, nan=self.first, posinf=last, neginf=self.first)
+        return self.entries[np.clip(np.rint(known), self.first, last).astype(np.int64) - self.first]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +53,7 @@ class Rendering:
         is_inverted: the smallest values are white, as in many radiographs.
         padding: smallest and largest stored value that are no part of the picture.
         palette: tables of red, green and blue.
-        range: of values that need neither window nor stretching, as those of 8 bits.
+        range: the largest of values that need neither window nor stretching, as those of 8 bits.
     """
 
     slope: float = 1.0
@@ -64,7 +66,7 @@ class Rendering:
     is_inverted: bool = False
     padding: tuple[float, float] | None = None
     palette: tuple[Table, Table, Table] | None = None
-    range: tuple[float, float] | None = None
+    range: float | None = None
 
     def has_view(self) -> bool:
         """Whether the file says how it is to be shown."""
@@ -98,7 +100,7 @@ def read_rendering(find: Find, is_little_endian: bool) -> Rendering:
         num_windows=num_windows,
         is_inverted=INVERSE in (find("PresentationLUTShape"), "") or find("PhotometricInterpretation") == "MONOCHROME1",
         padding=read_padding(find),
-        range=(0.0, float((1 << bits) - 1)) if is_plain and bits else None,
+        range=float((1 << bits) - 1) if is_plain and bits else None,
     )
 
 
@@ -243,13 +245,16 @@ def number(value: Any, default: float) -> float:
 
 
 def to_values(stored: Num[np.ndarray, "h w"], rendering: Rendering) -> Float[np.ndarray, "h w"]:
-    """Stored values in the units of the file."""
-    if rendering.modality is not None:
-        return rendering.modality(stored).astype(np.float32)
-    values = stored.astype(np.float32 if stored.dtype.itemsize <= 2 else np.float64)  # float32 has 24 bits
-    values *= rendering.slope
-    values += rendering.intercept
-    return values
+    """Stored values in the units of the file; negative where the smallest ones are white.
+
+    So a picture and its inverted twin are the same to the last bit.
+    """
+    values = (stored if rendering.modality is None else rendering.modality(stored)).astype(np.float64)
+    if rendering.modality is None:
+        with np.errstate(all="ignore"):
+            values *= rendering.slope
+            values += rendering.intercept
+    return -values if rendering.is_inverted else values
 
 
 def is_outside(stored: Num[np.ndarray, "h w"], rendering: Rendering) -> Bool[np.ndarray, "h w"]:
@@ -262,42 +267,48 @@ def is_outside(stored: Num[np.ndarray, "h w"], rendering: Rendering) -> Bool[np.
 
 
 def to_shades(
-    stored: Num[np.ndarray, "h w"], rendering: Rendering, window: Window | None, extent: tuple[float, float] | None
+    stored: Num[np.ndarray, "h w"], rendering: Rendering, window: Window | None, stretch: Window | None
 ) -> UInt8[np.ndarray, "h w"]:
     """Stored values of a frame as shades of grey.
 
     Args:
         stored: as they are in the file.
         rendering: what the file says of them.
-        window: of a person, in place of the file's; black and white are at its ends.
-        extent: values of black and white where neither has one.
+        window: of a person, in place of the file's.
+        stretch: where neither has one, of `to_values`.
     """
     values, outside = to_values(stored, rendering), is_outside(stored, rendering)
     values[outside] = 0
+    sign = -1 if rendering.is_inverted else 1
     if window is not None:
-        part = through_window(values, window, "LINEAR_EXACT")
+        shades = apply_window(values, Window(sign * window.center, window.width))
     elif rendering.table is not None:
-        part = rendering.table(values) / np.float32(rendering.table.largest)
+        shades = look_up(rendering.table, sign * values, rendering.is_inverted)
     elif rendering.window is not None:
-        part = through_window(values, rendering.window, rendering.function)
+        shades = through_window(values, rendering.window, rendering.function, sign)
     else:
-        low, high = extent or rendering.range or (0.0, 1.0)
-        part = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    part = 1 - part if rendering.is_inverted else part
-    # Halves are rounded down, whatever the last bits are: a picture and its inverted twin are the same.
-    shades = np.ceil(np.clip(part, 0, 1) * 255 - 0.501).astype(np.uint8)
+        largest = rendering.range or 1.0
+        shades = apply_window(values, stretch or Window(sign * largest / 2, largest))
     shades[outside] = 0
     return shades
 
 
-def through_window(values: Float[np.ndarray, "h w"], window: Window, function: str) -> Float[np.ndarray, "h w"]:
-    """0 is black and 1 is white; the formulas are those of PS3.3, C.11.2.1.2 and C.11.2.1.3."""
+def look_up(table: Table, values: Float[np.ndarray, "h w"], is_inverted: bool) -> UInt8[np.ndarray, "h w"]:
+    """Shades of a table of what is shown."""
+    entries = table(values)
+    return np.rint((table.largest - entries if is_inverted else entries) * (255 / table.largest)).astype(np.uint8)
+
+
+def through_window(
+    values: Float[np.ndarray, "h w"], window: Window, function: str, sign: int
+) -> UInt8[np.ndarray, "h w"]:
+    """Shades through a file's window (PS3.3, C.11.2.1.2 and C.11.2.1.3); `sign` is that of the values to its center."""
     center, width = window
     if function == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -80, 80)))
+        return np.rint(255 / (1 + np.exp(np.clip(-4 * (values - sign * center) / width, -80, 80)))).astype(np.uint8)
     if function == "LINEAR":
         center, width = center - 0.5, max(width - 1, 1e-6)
-    return (values - center) / width + 0.5
+    return apply_window(values, Window(sign * center, width))
 
 
 def to_colours(stored: Num[np.ndarray, "h w *c"], rendering: Rendering, bits: int) -> UInt8[np.ndarray, "h w 3"]:
