@@ -136,14 +136,23 @@ def baseline_jpeg(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def lossless_jpeg(pixels: np.ndarray, bits: int) -> bytes:
-    """Grey values (h, w) as a lossless JPEG that predicts each from its left neighbour (T.81, H)."""
+def lossless_jpeg(pixels: np.ndarray, bits: int, selection: int = 1) -> bytes:
+    """Grey values (h, w) as a lossless JPEG of one of the seven predictors (T.81, H)."""
     values = pixels.astype(np.int64) & 0xFFFF
-    predicted = np.concatenate([np.roll(values[:, :1], 1, axis=0), values[:, :-1]], axis=1)
-    predicted[0, 0] = 1 << (bits - 1)
+    left, above, diagonal = (np.roll(values, shift, axis=(0, 1)) for shift in ((0, 1), (1, 0), (1, 1)))
+    predicted = [
+        left,
+        above,
+        diagonal,
+        left + above - diagonal,
+        left + ((above - diagonal) >> 1),
+        above + ((left - diagonal) >> 1),
+        (left + above) >> 1,
+    ][selection - 1].copy()
+    predicted[0], predicted[1:, 0], predicted[0, 0] = left[0], above[1:, 0], 1 << (bits - 1)
     differences = (values - predicted + (1 << 15)) % (1 << 16) - (1 << 15)
     coded = "".join(huffman(int(difference)) for difference in differences.ravel())
-    return jpeg(0xC3, pixels.shape, bits, [*range(17)], coded, selection=1)
+    return jpeg(0xC3, pixels.shape, bits, [*range(17)], coded, selection=selection)
 
 
 def jpeg_of_blocks(blocks: np.ndarray) -> bytes:

@@ -3,7 +3,7 @@
 import struct
 from typing import NamedTuple
 
-JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
+JPEG_START, JPEG_END, JPEG_2000_START = b"\xff\xd8", b"\xff\xd9", b"\xff\x4f\xff\x51"
 FRAMES = {0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a start of frame, JPEG-LS's first
 
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Num
 
 from medvlsm_jax.data.scans import dicom_jpeg
-from medvlsm_jax.data.scans.codestreams import read_codestream
+from medvlsm_jax.data.scans.codestreams import JPEG_END, read_codestream
 from medvlsm_jax.data.scans.dicom_elements import ELEMENTS, REQUIRED, finder
 from medvlsm_jax.data.scans.dicom_places import Place, read_place
 from medvlsm_jax.data.scans.dicom_values import Rendering, read_rendering
@@ -25,7 +25,7 @@ from medvlsm_jax.errors import UserError
 MAX_PIXELS = 1 << 26  # of a frame: 8192 x 8192; the largest radiographs have half of it
 MAX_INFLATED = 1 << 29  # bytes of a deflated file
 MAX_HEADER = 1 << 28  # bytes in front of the pixels; thousands of frames take some tens of millions
-QUIET = "pydicom"
+QUIET, LOGGERS = "pydicom", ("pydicom", "openjpeg")
 PREAMBLE, MAGIC = 128, b"DICM"
 BARE = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # how a file without a preamble begins: its first group
 LONG_LENGTHS = (b"OB", b"OW", b"OF", b"OD", b"UN")  # kinds of values whose length has four bytes
@@ -54,6 +54,9 @@ DECODERS = {
     "1.2.840.10008.1.2.4.203": JPEG_2000,
     "1.2.840.10008.1.2.5": ("pydicom", "pydicom"),
 }
+
+
+Stream = io.BufferedReader | io.BytesIO
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +126,8 @@ def keep_quiet() -> None:
 
     For the whole process, as only that is safe with threads.
     """
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     if QUIET not in (getattr(module, "pattern", None) for _, _, _, module, _ in warnings.filters):
         warnings.filterwarnings("ignore", module=QUIET)
 
@@ -214,7 +218,7 @@ def read_attributes(path: Path) -> Any:
 
 
 @contextmanager
-def open_stream(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
+def open_stream(path: Path) -> Iterator[tuple[Stream, Any]]:
     """A file behind its first elements, inflated where it is deflated, and these (PS3.10, 7.1), a syntax among them.
 
     Raises:
@@ -237,7 +241,7 @@ def open_stream(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
         yield io.BytesIO(data), meta
 
 
-def guess_syntax(file: BinaryIO) -> Any:
+def guess_syntax(file: Stream) -> Any:
     """The UID of the transfer syntax of a file that does not say it, by its first element."""
     from pydicom.uid import UID
 
@@ -248,7 +252,7 @@ def guess_syntax(file: BinaryIO) -> Any:
     return UID(EXPLICIT if start[1:2] == b"\0" else BIG_ENDIAN)
 
 
-def read_header(stream: BinaryIO, syntax: Any) -> tuple[Any, str]:
+def read_header(stream: Stream, syntax: Any) -> tuple[Any, str]:
     """The ELEMENTS of a file, up to its pixels, and what these are called; "" where there are none."""
     from pydicom.datadict import tag_for_keyword
     from pydicom.filereader import read_dataset
@@ -268,7 +272,7 @@ def read_header(stream: BinaryIO, syntax: Any) -> tuple[Any, str]:
     return dataset, "".join(found)
 
 
-def read_pixel_header(stream: BinaryIO, syntax: Any) -> tuple[str, int]:
+def read_pixel_header(stream: Stream, syntax: Any) -> tuple[str, int]:
     """The kind of the pixels and their length in bytes; the stream stands behind it then."""
     order = "<" if syntax.is_little_endian else ">"
     if syntax.is_implicit_VR:
@@ -362,12 +366,14 @@ def choose_plugin(file: DicomFile, data: bytes) -> str:
 
     Raises:
         ValueError: it is of another size than its file says. Of RLE, which has no header of its own, the decoder knows
-            the size from the file.
+            the size from the file. Or it has no end.
     """
     header = read_codestream(data)
     if header is not None and (header.height, header.width) != (file.height, file.width):
         size, expected = f"{header.width}x{header.height}", f"{file.width}x{file.height}"
         raise ValueError(f"a compressed frame has {size} pixels instead of {expected}")
+    if DECODERS[file.syntax] is JPEG_LS and JPEG_END not in data:
+        raise ValueError("a compressed frame ends early")  # over which CharLS loops for ten seconds
     if file.syntax == EXTENDED_JPEG and header is not None and header.precision > 8:
         return dicom_jpeg.NAME
     return DECODERS[file.syntax][0]

@@ -34,8 +34,8 @@ class Table(NamedTuple):
     def __call__(self, values: Num[np.ndarray, "h w"]) -> Num[np.ndarray, "h w"]:
         """The entry of each value."""
         last = self.first + len(self.entries) - 1
-        known = np.nan_to_num(values, nan=self.first, posinf=last, neginf=self.first)
-        return self.entries[np.clip(np.rint(known), self.first, last).astype(np.int64) - self.first]
+        known = np.nan_to_num(values.astype(np.float64), nan=self.first)
+        return self.entries[np.rint(np.clip(known, self.first, last)).astype(np.int64) - self.first]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ def read_table(descriptor: Any, data: Any, is_little_endian: bool) -> Table:
 def read_descriptor(descriptor: Any) -> tuple[int, int, int]:
     """Number of entries, first value and bits of a table; raises ValueError for what makes no sense."""
     values = numbers(descriptor)
-    if len(values) != 3 or not 0 <= values[0] <= MAX_ENTRIES or not 1 <= values[2] <= 16:
+    if len(values) != 3 or not 0 <= values[0] <= MAX_ENTRIES >= abs(values[1]) or not 1 <= values[2] <= 16:
         raise ValueError("the descriptor of a lookup table makes no sense")
     count, first, bits = (int(value) for value in values)
     return count or MAX_ENTRIES, first, bits  # 0 is what 16 bits make of 65536
