@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from medvlsm_jax import atomic
-from medvlsm_jax.data.scans.dicom import Frame, Series
+from medvlsm_jax.data.scans.dicom import Series
 from medvlsm_jax.data.scans.dicom_files import import_pydicom, one_line, read_attributes
 from medvlsm_jax.data.scans.dicom_places import TILT, tilt
 from medvlsm_jax.errors import UserError
@@ -166,30 +166,29 @@ def unplaced_segmentations(
     """One for each frame, as many as slices, in one series."""
     uid, segmentations = library.UID(), []
     for i, frame in enumerate(series.frames):
-        image = unplaced_image(attributes[frame.file.path], frame)
+        image = unplaced_image(attributes[frame.file.path])
         frame_masks = {sentence: stack[i : i + 1] for sentence, stack in masks.items()}
         segmentation = make_segmentation(library, [image], frame_masks, model, version, number=i + 1, series=uid)
         if frame.file.num_frames > 1:
             name_frame(segmentation, frame.index + 1)
-        if frame.place().spacing is None:
-            segmentation.SharedFunctionalGroupsSequence[0].pop("PixelMeasuresSequence", None)
+        # Its pixels have a size only where they have a place, and highdicom would read none without a thickness.
+        segmentation.SharedFunctionalGroupsSequence[0].pop("PixelMeasuresSequence", None)
         segmentations.append(segmentation)
     return segmentations
 
 
-def unplaced_image(attributes: Any, frame: Frame) -> Any:
+def unplaced_image(attributes: Any) -> Any:
     """The attributes of a frame as if it were alone in its file: highdicom takes no more where nothing has a place."""
     from pydicom.dataset import Dataset
 
+    attributes.pop("PerFrameFunctionalGroupsSequence", None)
     image = completed(copy.deepcopy(attributes))
     image.NumberOfFrames = 1
     image.pop("ImagePositionPatient", None)
-    measures, groups, spacing = Dataset(), Dataset(), frame.place().spacing
-    if spacing is not None:
-        measures.PixelSpacing = [f"{side:.10g}" for side in spacing]
-    groups.PixelMeasuresSequence = [measures]  # highdicom looks there in any file of frames
+    image.pop("PixelSpacing", None)
+    groups = Dataset()
+    groups.PixelMeasuresSequence = [Dataset()]  # highdicom looks there in any file of frames
     image.SharedFunctionalGroupsSequence = [groups]
-    image.pop("PerFrameFunctionalGroupsSequence", None)
     return image
 
 

@@ -39,7 +39,7 @@ def test_blocks_of_12_bits_come_back(rng):
 @pytest.mark.parametrize("length", [3, 20, 60, 200, -3])
 def test_what_ends_early_is_refused(pixels, length):
     data = lossless_jpeg(pixels, 12)
-    with pytest.raises(ValueError, match="JPEG|frame"):
+    with pytest.raises(ValueError, match=r"JPEG|frame"):
         decode_lossless(read_jpeg(data[:length]))
 
 
