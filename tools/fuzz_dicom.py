@@ -2,14 +2,10 @@
 
 import io
 import struct
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
 from drawn_dicom import (
     baseline_jpeg,
     draw_compressed,
@@ -19,6 +15,7 @@ from drawn_dicom import (
     jpeg_of_blocks,
     lossless_jpeg,
 )
+from fuzzing import Reader
 
 from medvlsm_jax.data.scans.dicom import open_series
 from medvlsm_jax.data.scans.scan import View
@@ -191,4 +188,6 @@ def written(dataset: Any) -> bytes:
     return file.getvalue()
 
 
-DICOM = tuple((name, ".dcm", data, read_slices, mutate_elements, has_header) for name, data in draw_files().items())
+DICOM = tuple(
+    Reader(name, ".dcm", data, read_slices, mutate_elements, has_header) for name, data in draw_files().items()
+)
