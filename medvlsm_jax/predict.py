@@ -22,6 +22,7 @@ from medvlsm_jax.errors import UserError
 from medvlsm_jax.folders import local_folder, output_folder
 from medvlsm_jax.lease import holding
 from medvlsm_jax.predicting.folder import PredictionFolder
+from medvlsm_jax.predicting.outputs import representable
 from medvlsm_jax.predicting.pipeline import segment_all
 from medvlsm_jax.predicting.segmenter import Segmenter
 
@@ -61,7 +62,7 @@ def predict(
     prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
     output, failures = output_folder("--output", output), list[str]()
     with holding("--output", output):
-        scans = open_scans(images, view, failures)
+        scans = representable(open_scans(images, view, failures), failures)
         if not scans:
             raise left_out(failures, len(failures))
         unreadable = len(failures)

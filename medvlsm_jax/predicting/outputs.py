@@ -20,7 +20,7 @@ import medvlsm_jax
 from medvlsm_jax import atomic
 from medvlsm_jax.data.scans import volumes
 from medvlsm_jax.data.scans.dicom import Series
-from medvlsm_jax.data.scans.dicom_seg import segmentation_files, write_segmentation
+from medvlsm_jax.data.scans.dicom_seg import check_representable, segmentation_files, write_segmentation
 from medvlsm_jax.data.scans.scan import Scan
 from medvlsm_jax.data.scans.volumes import Volume
 from medvlsm_jax.errors import UserError
@@ -173,6 +173,19 @@ class Output:
         found = {i: values for i, values in found.items() if values["area_px"]}
         listed = [{"slice": i} | values for i, values in found.items()]
         return total(found, self.scan.distance) | {"slices_with_mask": listed}
+
+
+def representable(scans: Sequence[Scan], failures: list[str]) -> list[Scan]:
+    """The scans whose masks their formats can hold; a line in `failures` for each other."""
+    kept = []
+    for scan in scans:
+        try:
+            if isinstance(scan, Series):
+                check_representable(scan)
+            kept.append(scan)
+        except UserError as error:
+            failures.append(str(error))
+    return kept
 
 
 def in_file_names(prompts: Sequence[str | None]) -> list[str]:
