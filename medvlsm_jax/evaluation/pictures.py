@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 PREDICTION = (0, 158, 220)  # a blue and a yellow that stay apart without colour vision
@@ -48,8 +48,13 @@ def box_around(mask: Bool[np.ndarray, "h w"], margin: int) -> tuple[slice, slice
     """The smallest box with a mask in it, and so many pixels around it where there are; None for an empty mask."""
     if not mask.any():
         return None
-    found = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
-    return tuple(slice(max(0, int(side[0]) - margin), int(side[-1]) + 1 + margin) for side in found)
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return widened(rows, margin), widened(columns, margin)
+
+
+def widened(found: Int[np.ndarray, " n"], margin: int) -> slice:
+    """From the first index to the last, and so many more on both sides, but not below 0."""
+    return slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin)
 
 
 def write_prediction(

@@ -1,9 +1,10 @@
 """What a mask covers, in pixels and millimetres, for the json beside it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 MOST_COMPONENTS = 20  # that are listed, the largest; all are counted
@@ -19,7 +20,7 @@ def measure(
         probability: of each pixel.
         spacing: mm of a pixel, down and across; None leaves areas in mm2 out.
     """
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    labels, count = label(mask)
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     sums = np.bincount(labels.ravel(), probability.ravel(), minlength=count + 1)[1:]
     boxes = ndimage.find_objects(labels)
@@ -29,6 +30,13 @@ def measure(
         "num_components": count,
         "components": components,
     }
+
+
+def label(mask: Bool[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "h w"], int]:
+    """The number of the component that a pixel belongs to, from 1, and how many there are."""
+    labels = np.empty(mask.shape, np.int32)
+    count: Any = ndimage.label(mask, np.ones((3, 3)), output=labels)
+    return labels, count
 
 
 def part(
@@ -51,7 +59,12 @@ def union(boxes: list[tuple[slice, slice]]) -> tuple[slice, slice] | None:
     if not boxes:
         return None
     rows, columns = zip(*boxes, strict=True)
-    return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in (rows, columns))
+    return around(rows), around(columns)
+
+
+def around(parts: Sequence[slice]) -> slice:
+    """From the first start to the last stop."""
+    return slice(min(part.start for part in parts), max(part.stop for part in parts))
 
 
 def total(slices: dict[int, dict[str, Any]], distance: float | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,9 +71,9 @@ class Programs(NamedTuple):
         decode: (arrays, features, text, class_index) -> probabilities (B, S, S).
     """
 
-    encode_text: Callable[..., Any]
-    encode: Callable[..., Any]
-    decode: Callable[..., Any]
+    encode_text: Any  # jitted, as are the others
+    encode: Any
+    decode: Any
 
 
 class Segmenter:
