@@ -134,7 +134,7 @@ class Volume(Scan):
 
 
 def sample(numbers: Shaped[np.ndarray, "i j k ..."]) -> Shaped[np.ndarray, "..."]:
-    """A quarter of a million of a volume's numbers, evenly spaced: of each axis every n-th, from the middle of the first n."""
+    """A quarter of a million of a volume's numbers: of each axis every n-th, from the middle of the first n on."""
     num_long = max(1, sum(side > 1 for side in numbers.shape[:3]))
     step = max(1, math.ceil((numbers.size / MAX_SAMPLE) ** (1 / num_long)))
     return numbers[tuple(slice(min(step, side) // 2, None, step) for side in numbers.shape[:3])]

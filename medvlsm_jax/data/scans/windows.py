@@ -8,8 +8,8 @@ from jaxtyping import Num, UInt8
 from medvlsm_jax.data.scans.scan import Window
 from medvlsm_jax.errors import UserError
 
-# Of CT, in Hounsfield units: center and width as Radiopaedia's article "Windowing (CT)" has them; of subdural, the middle
-# of its ranges, 50 to 100 and 130 to 300.
+# Of CT, in Hounsfield units: center and width as Radiopaedia's article "Windowing (CT)" has them; of subdural, the
+# middle of its ranges, 50 to 100 and 130 to 300.
 PRESETS = {
     "brain": Window(40, 80),
     "subdural": Window(75, 215),
