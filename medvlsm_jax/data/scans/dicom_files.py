@@ -26,6 +26,8 @@ MAX_PIXELS = 1 << 26  # of a frame: 8192 x 8192; the largest radiographs have ha
 MAX_INFLATED = 1 << 29  # bytes of a deflated file
 MAX_HEADER = 1 << 28  # bytes in front of the pixels; thousands of frames take some tens of millions
 QUIET, LOGGERS = "pydicom", ("pydicom", "openjpeg")
+MAX_ITEMS = 200_000  # of all sequences; thousands of frames have some ten thousands
+ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # how an item begins, little and big endian
 PREAMBLE, MAGIC = 128, b"DICM"
 BARE = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # how a file without a preamble begins: its first group
 LONG_LENGTHS = (b"OB", b"OW", b"OF", b"OD", b"UN")  # kinds of values whose length has four bytes
@@ -56,7 +58,17 @@ DECODERS = {
 }
 
 
-Stream = io.BufferedReader | io.BytesIO
+class Stream(io.BufferedReader):
+    """What is read of a file; of a few bytes a sequence makes objects of a thousand, and so its items are counted."""
+
+    num_items = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if data[:4] in ITEMS:
+            self.num_items += 1
+            check_items(self.num_items)
+        return data
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,8 +157,10 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read as DICOM ({one_line(error)}): restore or remove it") from error
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, short and printable."""
+def one_line(error: BaseException) -> str:
+    """What the first of the errors that led to this one says, short and printable."""
+    while earlier := error.__cause__ or error.__context__:
+        error = earlier
     lines = str(error).split("\n")
     text = "".join(c if c.isprintable() else "?" for c in lines[-1].strip() or type(error).__name__)
     return text[:200]
@@ -226,7 +240,7 @@ def open_stream(path: Path) -> Iterator[tuple[Stream, Any]]:
     """
     from pydicom.filereader import read_dataset, read_preamble
 
-    with path.open("rb") as file:
+    with Stream(io.FileIO(path)) as file:
         read_preamble(file, force=True)
         meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != META)
         if not meta.get("TransferSyntaxUID"):
@@ -238,7 +252,7 @@ def open_stream(path: Path) -> Iterator[tuple[Stream, Any]]:
         data = inflate.decompress(file.read(), MAX_INFLATED)
         if inflate.unconsumed_tail:
             raise ValueError(f"it inflates to more than {MAX_INFLATED >> 20} MiB")
-        yield io.BytesIO(data), meta
+        yield Stream(io.BytesIO(data)), meta
 
 
 def guess_syntax(file: Stream) -> Any:
@@ -269,7 +283,16 @@ def read_header(stream: Stream, syntax: Any) -> tuple[Any, str]:
     dataset = read_dataset(
         stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=is_pixels, specific_tags=tags
     )
+    for element in dataset.values():
+        value = element.value  # of a sequence whose length is known, its bytes: it is parsed when it is asked for
+        check_items(sum(value.count(item) for item in ITEMS) if isinstance(value, bytes) else 0)
     return dataset, "".join(found)
+
+
+def check_items(count: int) -> None:
+    """Refuses sequences that would fill the memory; raises ValueError."""
+    if count > MAX_ITEMS:
+        raise ValueError(f"it has more than {MAX_ITEMS} items in sequences")
 
 
 def read_pixel_header(stream: Stream, syntax: Any) -> tuple[str, int]:

@@ -337,6 +337,18 @@ def test_deep_sequences_are_one_line(tmp_path, slices):
     assert "cannot be read as DICOM" in refusal(tmp_path / "deep.dcm")
 
 
+def test_sequences_that_would_fill_the_memory_are_refused(tmp_path, slices, monkeypatch):
+    monkeypatch.setattr("medvlsm_jax.data.scans.dicom_files.MAX_ITEMS", 100)
+    data = draw_file(tmp_path / "plain.dcm", slices[0]).read_bytes()
+    at, items = data.index(b"\x28\x00\x02\x00US"), b"\xfe\xff\x00\xe0\0\0\0\0" * 200
+    (tmp_path / "undefined.dcm").write_bytes(data[:at] + b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff" + items + data[at:])
+    assert "more than 100 items" in refusal(tmp_path / "undefined.dcm")
+    at = data.index(b"\xe0\x7f\x10\x00OW")
+    groups = b"\x00\x52\x30\x92SQ\0\0" + struct.pack("<L", len(items)) + items
+    (tmp_path / "defined.dcm").write_bytes(data[:at] + groups + data[at:])
+    assert "more than 100 items" in refusal(tmp_path / "defined.dcm")
+
+
 def test_nothing_of_the_patient_is_said(tmp_path, slices, recwarn):
     path = draw_file(tmp_path / "ct.dcm", slices[0], PatientBirthDate="no date", WindowCenter=None)
     recwarn.clear()  # of drawing it
