@@ -150,10 +150,10 @@ def xla_attention(
 def forward(
     _: str | None, dropout: float, query: Array, key: Array, value: Array, mask: Array | None, kept: Array | None
 ) -> tuple[Array, tuple[Any, ...]]:
-    """The output, and what its gradient needs: exponentials, and the inverse of what they sum to.
+    """The output, and what its gradient needs: exponentials, the inverse of what they sum to, what rounding took away.
 
-    In float32 these are the weights themselves, and 1. In two bytes what the exponentials sum to divides the output,
-    not them: XLA then makes them, adds them up and writes them in one go. Those that are dropped are negative.
+    In float32 these are the weights themselves, 1 and nothing. In two bytes what the exponentials sum to divides the
+    output, not them: XLA then makes them, adds them up and writes them in one go. Those that are dropped are negative.
     """
     scores = scores_of(query, key, mask)
     if query.dtype == jnp.float32:
@@ -166,8 +166,20 @@ def forward(
     powers = powers.astype(query.dtype)
     weights = powers if kept is None else jnp.maximum(powers, 0)
     out = jnp.einsum("bhgts,bshc->btghc", weights[:, :, None], value, preferred_element_type=jnp.float32)[:, :, 0]
-    out = (out * (inverse / (1 - dropout))).astype(query.dtype)
-    return out, (query, key, value, powers, inverse, out)
+    out, lost = halves(out * (inverse / (1 - dropout)), query.dtype)
+    return out, (query, key, value, powers, inverse, out, lost)
+
+
+def halves(x: Array, dtype: jnp.dtype) -> tuple[Array, Array | None]:
+    """A float32 array in `dtype`, and what rounding took away, in `dtype` too: None for float32 itself.
+
+    By reduce_precision, for XLA may leave out a conversion that is undone at once.
+    """
+    if dtype == jnp.float32:
+        return x, None
+    kind = jnp.finfo(dtype)
+    rounded = jax.lax.reduce_precision(x, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
+    return rounded.astype(dtype), (x - rounded).astype(dtype)
 
 
 def scores_of(query: Array, key: Array, mask: Array | None) -> Array:
@@ -187,21 +199,36 @@ def backward(
     """The gradients of query, key and value (Dao et al. 2022, arXiv 2205.14135, algorithm 4).
 
     The softmax's needs sum_s p dp for each query: the product of the output and its gradient, with dropout as without.
+    In two bytes the output alone is too coarse for that: where a query looks at few keys, dp and the sum cancel.
     """
-    query, key, value, powers, inverse, out = stored
+    query, key, value, powers, inverse, out, lost = stored
     with jax.default_matmul_precision(precision):
         of_weights = jnp.einsum("bthc,bshc->bhts", gradient, value, preferred_element_type=jnp.float32)
-        rows = jnp.einsum("bthc,bthc->bht", gradient, out, preferred_element_type=jnp.float32)
-        scaled, weights = (gradient * (inverse / (1 - dropout))).astype(query.dtype), powers
+        whole = out if lost is None else out.astype(jnp.float32) + lost
+        rows = jnp.einsum("bthc,bthc->bht", gradient, whole, preferred_element_type=jnp.float32)
+        scaled, weights = gradient * (inverse / (1 - dropout)), powers
         if dropout:
             of_weights = jnp.where(powers > 0, of_weights / (1 - dropout), 0)
             weights, powers = jnp.maximum(powers, 0), jnp.abs(powers)
-        of_value = jnp.einsum("bhts,bthc->bshc", weights, scaled)
+        of_value = weighted(weights, scaled)
         scales = inverse.swapaxes(1, 2) * jnp.float32(1 / query.shape[-1] ** 0.5)
         of_scores = (powers.astype(jnp.float32) * (of_weights - rows[..., None]) * scales).astype(query.dtype)
         of_query = jnp.einsum("bhts,bshc->bthc", of_scores, key)
         of_key = jnp.einsum("bhts,bthc->bshc", of_scores, query)
     return of_query, of_key, of_value, None, None
+
+
+def weighted(weights: Array, x: Array) -> Array:
+    """Sums over queries of a float32 `x` (B, T, heads, c), for each key, in the type of the weights (B, heads, T, S).
+
+    In two bytes both halves of `x` lie side by side in one product: heads of 64 leave room for that in units of 128.
+    """
+    near, lost = halves(x, weights.dtype)
+    if lost is None:
+        return jnp.einsum("bhts,bthc->bshc", weights, near)
+    joined = jnp.concatenate([near, lost], -1)
+    sums = jnp.einsum("bhts,bthc->bshc", weights, joined, preferred_element_type=jnp.float32)
+    return sum(jnp.split(sums, 2, -1)).astype(weights.dtype)
 
 
 xla_attention.defvjp(forward, backward)

@@ -80,14 +80,13 @@ def forward(
     kind: Kind, query: Array, key: Array, value: Array, bias: Array, kept: Array | None
 ) -> tuple[Any, tuple[Any, ...]]:
     """The output, and what its gradient needs."""
-    out = joined_attention(kind, query, key, value, bias, kept)
-    return out, (query, key, value, bias, kept, out)
+    return joined_attention(kind, query, key, value, bias, kept), (query, key, value, bias, kept)
 
 
 def backward(kind: Kind, stored: tuple[Any, ...], gradient: Array) -> tuple[Array | None, ...]:
     """The gradients of query, key and value."""
-    query, key, value, bias, kept, out = stored
-    of_inputs = call(backward_kernel, 5, kind, [query, key, value], query, key, value, bias, out, gradient, kept)
+    query, key, value, bias, kept = stored
+    of_inputs = call(backward_kernel, 5, kind, [query, key, value], query, key, value, bias, gradient, kept)
     return *of_inputs, jnp.zeros_like(bias), None
 
 
@@ -173,9 +172,13 @@ def forward_kernel(kind: Kind, query: Any, key: Any, value: Any, bias: Any, *kep
 
 
 def backward_kernel(
-    kind: Kind, query: Any, key: Any, value: Any, bias: Any, out: Any, gradient: Any, *kept_and_gradients: Any
+    kind: Kind, query: Any, key: Any, value: Any, bias: Any, gradient: Any, *kept_and_gradients: Any
 ) -> None:
-    """The softmax is computed anew; then the products of the gradient (Dao et al. 2022, algorithm 4)."""
+    """The softmax is computed anew; then the products of the gradient (Dao et al. 2022, algorithm 4).
+
+    The row sums are taken of the weights and their gradient, which are float32 here, and not of the rounded output:
+    where a query looks at few keys, the two cancel.
+    """
     *kept, of_query, of_key, of_value = kept_and_gradients
     totals = [jnp.zeros(ref.shape[1:], jnp.float32) for ref in (of_query, of_key, of_value)]
     for head in range(query.shape[2] // kind.width):
@@ -183,7 +186,7 @@ def backward_kernel(
         powers, inverse = exponentials(kind, masked[0], key[0], bias[0])
         weights = powers * inverse
         of_weights = dropped(product(masked[2], value[0], 1, 1), kind, kept, head)
-        sums = (masked[2].astype(jnp.float32) * out[0].astype(jnp.float32)).sum(1, keepdims=True)
+        sums = (weights * of_weights).sum(1, keepdims=True)
         of_scores = (weights * (of_weights - sums) * (1 / kind.width**0.5)).astype(query.dtype)
         totals[0] += product(of_scores, masked[1], 1, 0)
         totals[1] += product(of_scores, masked[0], 0, 0)

@@ -58,11 +58,14 @@ def by_definition(query, key, value, mask, kept, rate: float):
 
 @pytest.mark.parametrize("name", ["xla", "pallas"])
 @pytest.mark.parametrize(("masked", "is_causal"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("tokens", [129, 197])
-def test_in_bfloat16_errors_are_those_of_jaxs_own(name, tokens, masked, is_causal):
-    """Of output and gradients against float32 on the same rounded inputs, by mean and by largest difference."""
-    arrays, mask = inputs(4, tokens, tokens, 4, 64, masked=masked)
-    rounded = [array.astype(jnp.bfloat16) for array in arrays]
+@pytest.mark.parametrize(("tokens", "sharpness"), [(129, 1), (197, 2)])
+def test_in_bfloat16_errors_are_those_of_jaxs_own(name, tokens, sharpness, masked, is_causal):
+    """Of output and gradients against float32 on the same rounded inputs, by mean and by largest difference.
+
+    Scores of deviation 1, and of 4: a query looks at few keys then, as in trained networks.
+    """
+    (query, key, *others), mask = inputs(4, tokens, tokens, 4, 64, masked=masked)
+    rounded = [array.astype(jnp.bfloat16) for array in (sharpness * query, sharpness * key, *others)]
     exact = values_and_gradients(jaxs(mask, is_causal), *(array.astype(jnp.float32) for array in rounded))
 
     def errors(run) -> np.ndarray:
@@ -74,8 +77,10 @@ def test_in_bfloat16_errors_are_those_of_jaxs_own(name, tokens, masked, is_causa
     with pltpu.force_tpu_interpret_mode():
         found = errors(ours(name, mask, is_causal))
     assert np.isfinite(found).all()
-    # Plain XLA keeps exponentials of two bytes for its gradient: one rounding more there, up to 1.23 times the error.
-    assert (found[:, 0] <= (1.25 if name == "xla" else 1.2) * theirs[:, 0]).all()
+    # Plain XLA keeps exponentials of two bytes: where jax rounds the gradients of query and key twice, it does so three
+    # times, which is the square root of 3/2 of the error.
+    bounds = np.array([1.2, 1.225, 1.225, 1.2] if name == "xla" else [1.2] * 4)
+    assert (found[:, 0] <= bounds * theirs[:, 0]).all(), found[:, 0] / theirs[:, 0]
     assert (found[:, 1] < 2**-7).all()  # a single difference, which is rounded one way or the other
 
 
