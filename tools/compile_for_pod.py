@@ -80,6 +80,7 @@ def step_table(steps: dict[str, Estimate]) -> str:
         ("bytes accessed", lambda step: gigabytes(step.bytes_accessed)),
         ("computing, estimated", lambda step: milliseconds(step.compute_seconds)),
         ("exchanging, estimated", lambda step: milliseconds(step.collective_seconds)),
+        ("waiting for it", lambda step: milliseconds(step.waiting_seconds)),
     ]
     rows = [["one chip, one step", *steps]]
     return table(rows + [[name, *(value(step) for step in steps.values())] for name, value in lines])

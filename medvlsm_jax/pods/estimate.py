@@ -1,19 +1,23 @@
 """How much memory a compiled step takes, and how long it will about take: an estimate, not a measurement."""
 
 import collections
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from medvlsm_jax.parallel.chips import Chip
-from medvlsm_jax.pods.hlo import Collective, Kernel, estimated_cycles, read_collectives, read_kernels
+from medvlsm_jax.pods.hlo import Collective, Kernel, cycles_of, kernel_of, read_collectives
+from medvlsm_jax.pods.schedule import read_schedule, waiting_seconds
 from medvlsm_jax.pods.slices import Slice
 
 # Of the vector units for an exponential of a softmax and what goes with it: scale, mask, maximum, difference, the
-# exponential's own, sum and conversion are 16 in a forward kernel; the gradient's make it 32 there.
-VECTOR_OPERATIONS = 24
+# exponential's own, sum and conversion are 16 in a forward kernel; the gradient's make it 34 there.
+VECTOR_OPERATIONS = 25
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -48,7 +52,8 @@ class Estimate:
         bytes_accessed: likewise.
         compute_seconds: all but the collectives.
         collectives: what is exchanged with other chips.
-        collective_seconds: how long that takes.
+        collective_seconds: how long that takes, were nothing computed meanwhile.
+        waiting_seconds: what of it is not hidden behind computing.
     """
 
     memory: Memory | None
@@ -59,6 +64,7 @@ class Estimate:
     compute_seconds: float = float("nan")
     collectives: tuple[Collective, ...] = ()
     collective_seconds: float = float("nan")
+    waiting_seconds: float = float("nan")
 
     @property
     def fits(self) -> bool:
@@ -67,21 +73,23 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """How long a step takes, were nothing exchanged while something is computed."""
-        return self.compute_seconds + self.collective_seconds
+        """How long a step takes."""
+        return self.compute_seconds + self.waiting_seconds
 
 
 def estimate(lowered: Any, chips: Slice, *, loops: int = 1, kept: float = 0.0) -> Estimate:
     """Compiles a lowered step for a slice and reads what the compiler says of it.
 
-    step = compute + exchange, in seconds, where
+    step = compute + waiting, in seconds, where
 
         compute  = the compiler's cycles, summed over the operations that it scheduled, over the clock, and the seconds
                    of kernels, of which it knows none (`kernel_seconds`); at least FLOPs over the peak. XLA's own
                    `optimal_seconds` is no sum that means something (it comes out negative), and bytes accessed over
                    the bandwidth counts what never leaves the chip, too.
         exchange = bytes that a chip sends by the ring algorithms (`Collective.sent_bytes`) over the bandwidth of the
-                   links that it has for them (`Slice.bandwidth`), as if nothing were computed meanwhile.
+                   links that it has for them (`Slice.bandwidth`).
+        waiting  = what of the exchange is left when that which is scheduled between its start and its end is computed
+                   (`schedule.waiting_seconds`).
 
     Neither latencies nor the input are in it, and the chip may run below its clock.
 
@@ -93,7 +101,8 @@ def estimate(lowered: Any, chips: Slice, *, loops: int = 1, kept: float = 0.0) -
     """
     chip = chips.chip
     try:
-        compiled = lowered.compile()
+        with no_compilation_cache():
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -107,28 +116,49 @@ def estimate(lowered: Any, chips: Slice, *, loops: int = 1, kept: float = 0.0) -
         kept=kept,
     )
     flops = loops * costs["flops"]
-    computing = estimated_cycles(text) / chip.clock + sum(kernel_seconds(one, chip) for one in read_kernels(text))
-    collectives = tuple(read_collectives(text, len(chips.devices)))
+
+    def computing(line: str) -> float:
+        kernel = kernel_of(line)
+        return cycles_of(line) / chip.clock + (kernel_seconds(kernel, chip) if kernel else 0.0)
+
+    def exchanging(collective: Collective) -> float:
+        return collective.sent_bytes / chips.bandwidth(collective.chips)
+
+    schedule, collectives = read_schedule(text, computing), read_collectives(text, len(chips.devices))
     return Estimate(
         memory,
         memory.total,
         chip.memory,
         flops,
         loops * costs["bytes accessed"],
-        max(computing, flops / chip.flops),
-        collectives,
-        sum(one.sent_bytes / chips.bandwidth(one.chips) for one in collectives),
+        max(sum(operation.seconds for operation in schedule), flops / chip.flops),
+        tuple(collectives.values()),
+        sum(exchanging(one) for one in collectives.values()),
+        waiting_seconds(schedule, collectives, exchanging),
     )
 
 
-def kernel_seconds(kernel: Kernel, chip: Chip) -> float:
-    """An estimate of a hand-written kernel, all its runs together.
+@contextlib.contextmanager
+def no_compilation_cache() -> Iterator[None]:
+    """Neither reads nor writes compiled programs: one for chips that are not there cannot be loaded again."""
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # jax looks at the setting once
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
-    FLOPs over the peak, and 24 operations for each exponential over those of the vector units, as if neither ran beside
+
+def kernel_seconds(kernel: Kernel, chip: Chip) -> float:
+    """An estimate of one run of a hand-written kernel.
+
+    FLOPs over the peak, and 25 operations for each exponential over those of the vector units, as if neither ran beside
     the other; at least the bytes over the memory's bandwidth.
     """
     vector = VECTOR_OPERATIONS * kernel.exponentials / (chip.vector * chip.clock)
-    return kernel.times * max(kernel.flops / chip.flops + vector, kernel.bytes / chip.bandwidth)
+    return max(kernel.flops / chip.flops + vector, kernel.bytes / chip.bandwidth)
 
 
 def exhausted_bytes(message: str) -> float:

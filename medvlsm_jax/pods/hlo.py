@@ -9,13 +9,14 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 BITS = {"pred": 8, "bf16": 16}  # the other types end in their number of bits: f32, s8, f8e4m3fn has 8
 
 COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
-COLLECTIVE = re.compile(rf" = (.+?) ({'|'.join(KINDS)})(-start)?\(")  # `-done` only waits for what was started
+NAME = re.compile(r" *(?:ROOT )?%([\w.\-]+) = ")
+COLLECTIVE = re.compile(rf" = (.+?) ({'|'.join(KINDS)})(-start)?\(")
+DONE = re.compile(rf" (?:{'|'.join(KINDS)})-done\(%([\w.\-]+)\)")  # waits for what was started
 ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+)\w*\[([\d,]*)\]")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%([\w.\-]+)")
 CONDITION = re.compile(r"condition=%([\w.\-]+)")
@@ -70,45 +71,61 @@ class Kernel:
         flops: operations of its matrix products, padded to the lanes of the chip.
         exponentials: as their name says.
         bytes: that it reads and writes.
-        times: how often in a run of the program.
     """
 
     name: str
     flops: float
     exponentials: float
     bytes: float
-    times: int
 
 
-def read_kernels(text: str) -> list[Kernel]:
-    """The hand-written kernels of a program; raises ValueError for one that says nothing of what it costs."""
-    found = []
-    for _, line, times in lines_that_run(text):
-        if match := KERNEL.search(line):
-            costs = COSTS.search(line)
-            if costs is None:
-                raise ValueError(f"the kernel {match[1]} says nothing of what it costs")
-            flops, exponentials, moved = (float(number) for number in costs.groups())
-            found.append(Kernel(match[1].rpartition(".")[0], flops, exponentials, moved, times))
-    return found
+def kernel_of(line: str) -> Kernel | None:
+    """The hand-written kernel that a line runs; raises ValueError for one that says nothing of what it costs."""
+    match = KERNEL.search(line)
+    if match is None:
+        return None
+    costs = COSTS.search(line)
+    if costs is None:
+        raise ValueError(f"the kernel {match[1]} says nothing of what it costs")
+    return Kernel(match[1].rpartition(".")[0], *(float(number) for number in costs.groups()))
 
 
-def read_collectives(text: str, num_chips: int) -> list[Collective]:
-    """The collectives of a program over `num_chips`, each once.
+def cycles_of(line: str) -> int:
+    """The cycles that a TPU's compiler expects an operation to take, without exchanges and kernels; else 0."""
+    match = CYCLES.search(line)
+    return int(match[1]) if match else 0
 
-    A TPU's compiler spreads one over several fusions that run beside it, some of them in loops: they share a
-    `chain_id`, and the fewest runs are those of the whole. Channels tell nothing apart, for some share number 1.
+
+def read_collectives(text: str, num_chips: int) -> dict[str, Collective]:
+    """The collectives of a program over `num_chips`, each once, by the name that its pieces share (`exchange_of`).
+
+    Of pieces in loops, the fewest runs are those of the whole.
     """
-    found: dict[Any, Collective] = {}
+    found: dict[str, Collective] = {}
     for name, line, times in lines_that_run(text):
         if match := COLLECTIVE.search(line):
             # The compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
             kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else match[2]
             collective = parse_collective(line, kind, match, times, num_chips)
-            chain = CHAIN.search(line)
-            key = chain[0] if chain else (name, line)
+            key = exchange_of(line)
+            assert key is not None
             found[key] = min(collective, found.get(key, collective), key=lambda one: one.times)
-    return list(found.values())
+    return found
+
+
+def exchange_of(line: str) -> str | None:
+    """What the pieces of one exchange have in common; None where a line is no piece of any.
+
+    An exchange is one line, or a `-start` and a `-done` that names it, or is spread by a TPU's compiler over several
+    fusions that run beside it: these share a `chain_id`. Channels tell nothing apart, for some share number 1.
+    """
+    if match := DONE.search(line):
+        return match[1]
+    if COLLECTIVE.search(line) is None:
+        return None
+    chain, name = CHAIN.search(line), NAME.match(line)
+    assert name is not None
+    return chain[0] if chain else name[1]
 
 
 def parse_collective(line: str, kind: str, match: re.Match[str], times: int, num_chips: int) -> Collective:
@@ -121,11 +138,6 @@ def parse_collective(line: str, kind: str, match: re.Match[str], times: int, num
     whole = sum(size for _, size in arrays) * (chips if match[2] == "reduce-scatter" else 1)
     source = SOURCE.search(line)
     return Collective(kind, "+".join(shape for shape, _ in arrays), whole, chips, times, source[1] if source else "")
-
-
-def estimated_cycles(text: str) -> int:
-    """The cycles that a TPU's compiler expects the operations of a chip to take, without the collectives; else 0."""
-    return sum(times * int(match[1]) for _, line, times in lines_that_run(text) for match in CYCLES.finditer(line))
 
 
 def lines_that_run(text: str) -> Iterator[tuple[str, str, int]]:
@@ -155,8 +167,7 @@ def count_runs(computations: Mapping[str, Sequence[str]], entry: str) -> dict[st
     callers: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
     for name, lines in computations.items():
         for line in lines:
-            branches = [branch.strip(" %") for found in BRANCHES.findall(line) for branch in found.split(",")]
-            for other in CALLED.findall(line) + branches:
+            for other in called_by(line):
                 callers[other].append((name, trip_count(line, computations) if " while(" in line else 1))
     runs = {entry: 1}
 
@@ -166,6 +177,12 @@ def count_runs(computations: Mapping[str, Sequence[str]], entry: str) -> dict[st
         return runs[name]
 
     return {name: count(name) for name in computations}
+
+
+def called_by(line: str) -> list[str]:
+    """The names of the computations that a line calls."""
+    branches = [branch.strip(" %") for found in BRANCHES.findall(line) for branch in found.split(",")]
+    return CALLED.findall(line) + branches
 
 
 def trip_count(loop: str, computations: Mapping[str, Sequence[str]]) -> int:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -42,14 +43,15 @@ def test_arguments_operations_and_exchange_are_those_of_one_chip(eight, mesh_of)
     assert {(one.kind, one.chips) for one in step.collectives} == {("all-reduce", 8)}
     assert step.compute_seconds == pytest.approx(step.flops / V5E.flops)  # a CPU's compiler gives no cycles
     assert step.collective_seconds == sum(one.sent_bytes for one in step.collectives) / eight.bandwidth(8)
-    assert step.seconds == step.compute_seconds + step.collective_seconds
+    assert step.waiting_seconds == pytest.approx(step.collective_seconds)  # nothing is hidden
+    assert step.seconds == step.compute_seconds + step.waiting_seconds
 
 
 def test_a_kernel_takes_its_products_and_its_exponentials_or_its_bytes():
-    busy = Kernel("attention", flops=197e9, exponentials=4096 * 1.5e6 / VECTOR_OPERATIONS, bytes=1.0, times=3)
-    assert kernel_seconds(busy, V5E) == pytest.approx(3 * (1e-3 + 1e-3))
-    moving = Kernel("attention", flops=1.0, exponentials=1.0, bytes=819e6, times=2)
-    assert kernel_seconds(moving, V5E) == pytest.approx(2 * 1e-3)
+    busy = Kernel("attention", flops=197e9, exponentials=4096 * 1.5e6 / VECTOR_OPERATIONS, bytes=1.0)
+    assert kernel_seconds(busy, V5E) == pytest.approx(1e-3 + 1e-3)
+    moving = Kernel("attention", flops=1.0, exponentials=1.0, bytes=819e6)
+    assert kernel_seconds(moving, V5E) == pytest.approx(1e-3)
 
 
 def test_loops_and_what_lies_beside_the_step_count(eight, mesh_of):
@@ -99,6 +101,27 @@ def test_exchanges_are_summed_by_kind(eight, mesh_of):
     (row,) = sum_by_kind(step.collectives)
     assert (row["kind"], row["chips"], row["count"]) == ("all-reduce", 8, len(step.collectives))
     assert row["sent_bytes"] == pytest.approx(2 * 7 / 8 * row["bytes"])
+
+
+@pytest.fixture
+def kept_programs(tmp_path):
+    """The folder in which jax keeps all that it compiles."""
+    options = {"jax_compilation_cache_dir": str(tmp_path), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in options}
+    for values in (options, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is options:
+            yield tmp_path
+
+
+def test_no_program_is_kept_for_chips_that_are_not_there(eight, mesh_of, kept_programs):
+    """It could not be loaded again."""
+    estimate(lower(mesh_of(8)), eight)
+    assert list(kept_programs.iterdir()) == []
+    lower(mesh_of(8)).compile()
+    assert list(kept_programs.iterdir()) != []
 
 
 def test_the_compiler_of_tpus_is_read():
