@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from medvlsm_jax.losses import Loss
 from medvlsm_jax.models.apply import Batch, Values, forward
 from medvlsm_jax.models.parameters import Arrays, merge_model, split_model
+from medvlsm_jax.parallel.compiler import compiler_options
 from medvlsm_jax.parallel.sharding import batch_sharding, gather_whole, replicated, tree_shardings, with_mesh
 
 
@@ -159,6 +160,7 @@ def make_train_step(
             in_shardings=(shardings, tree_shardings(state.frozen, mesh), batch_sharding(mesh), replicated(mesh)),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
+            compiler_options=compiler_options(mesh.devices),
         ),
         mesh,
     )
