@@ -228,7 +228,8 @@ def weighted(weights: Array, x: Array) -> Array:
         return jnp.einsum("bhts,bthc->bshc", weights, near)
     joined = jnp.concatenate([near, lost], -1)
     sums = jnp.einsum("bhts,bthc->bshc", weights, joined, preferred_element_type=jnp.float32)
-    return sum(jnp.split(sums, 2, -1)).astype(weights.dtype)
+    of_near, of_lost = jnp.split(sums, 2, -1)
+    return (of_near + of_lost).astype(weights.dtype)
 
 
 xla_attention.defvjp(forward, backward)
