@@ -7,8 +7,8 @@ import numpy as np
 from medvlsm_jax.parallel.chips import V5E, find_chip
 
 # By itself the compiler for v5e joins gradients to 120 MB and has all chips wait for them. So each array of more than
-# 1 MB is summed by itself, beside the products that the scheduler finds for it; small ones are still joined. The
-# compiler refuses the second on v5p and v6e, and without it the others change nothing there.
+# 1 MB is summed alone, beside the products that the scheduler finds for it; small ones are still joined. The compiler
+# refuses the second option on v5p and v6e. Figures: benchmarks/README.md, "Many chips by the TPU's compiler".
 OVERLAP = {
     "xla_enable_async_all_reduce": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
