@@ -11,7 +11,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from medvlsm_jax.config import base_config
+from medvlsm_jax.models.layers import dense
 from medvlsm_jax.parallel.chips import V5E
+from medvlsm_jax.parallel.compiler import compiler_options
 from medvlsm_jax.pods.estimate import VECTOR_OPERATIONS, estimate, exhausted_bytes, kernel_seconds, sum_by_kind
 from medvlsm_jax.pods.hlo import Kernel
 from medvlsm_jax.pods.slices import Slice, find_slice, slice_mesh
@@ -133,6 +135,25 @@ def test_the_compiler_of_tpus_is_read():
     # The matrix units do not reach their peak, and not a hundredth of it would be a mistake in units.
     assert step.flops / V5E.flops < step.compute_seconds < 10 * step.flops / V5E.flops
     assert step.fits
+
+
+def test_the_compiler_of_tpus_exchanges_while_it_computes():
+    """With the options of a training step, of a network of three layers; without them it waits for all."""
+    pytest.importorskip("libtpu", reason="needs the TPU's compiler")
+    chips = find_slice("v5e:2x2")
+    mesh = slice_mesh(chips, base_config())
+    rows, kernels = (NamedSharding(mesh, spec) for spec in (P(("data", "fsdp")), P()))
+    x = jax.ShapeDtypeStruct((4 * 4096, SIZE), jnp.bfloat16, sharding=rows)
+    params = [jax.ShapeDtypeStruct((SIZE, SIZE), jnp.float32, sharding=kernels)] * 3
+
+    def loss(params, x):
+        for kernel in params:
+            x = jnp.tanh(dense(x, kernel, None))
+        return x.astype(jnp.float32).sum()
+
+    gradient = jax.jit(jax.grad(loss), out_shardings=kernels, compiler_options=compiler_options(mesh.devices))
+    step = estimate(gradient.lower(params, x), chips)
+    assert step.waiting_seconds < 0.75 * step.collective_seconds
 
 
 def test_what_the_compiler_of_tpus_finds_too_large_has_its_figure():

@@ -27,12 +27,13 @@ SMALL = {  # sizes of a clipseg_tiny that compiles in seconds
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(TOOL), f"--config={TOOL.parent.parent / 'configs/clipseg.py'}:model=clipseg_tiny"]
-    env = os.environ | {"PYTHONPATH": str(TOOL.parent.parent), "JAX_PLATFORMS": "cpu"}
+    path = os.pathsep.join([str(TOOL.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])  # libtpu's, too
+    env = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     return subprocess.run([*command, *args], capture_output=True, text=True, env=env, check=False)
 
 
 def step(total: float, seconds: float = 1.0, collectives: tuple[Collective, ...] = ()) -> Estimate:
-    return Estimate(Memory(total, 0, 0, 0), total, 16e9, 1e12, 1e9, seconds, collectives, 0.25)
+    return Estimate(Memory(total, 0, 0, 0), total, 16e9, 1e12, 1e9, seconds, collectives, 0.5, 0.25)
 
 
 @pytest.fixture
