@@ -38,6 +38,10 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 # What has pixels, but is no picture of a patient, by SOP class.
 NO_PICTURES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.5.1.4.1.1.481.2")
 
+# What values may stand for, in one channel and in three; the last only within JPEG 2000, whose decoder makes RGB of it.
+GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+COLOURS, JPEG_2000_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422"), ("YBR_ICT", "YBR_RCT")
+
 # Which of pydicom's plugins decodes a transfer syntax, and the package that it needs.
 EXTENDED_JPEG = "1.2.840.10008.1.2.4.51"
 JPEG, OWN_JPEG = ("pillow", "pillow"), (dicom_jpeg.NAME, "")
@@ -194,6 +198,7 @@ def read_file(path: Path) -> DicomFile:
         dataset, keyword = read_header(stream, syntax)
         check_picture(path, meta, dataset, keyword)
         options = pydicom.pixels.utils.as_pixel_options(dataset, transfer_syntax_uid=syntax, pixel_keyword=keyword)
+        check_colours(options, syntax)
         check_decoder(path, syntax)
         options["pixel_vr"], length = read_pixel_header(stream, syntax)
         offset = stream.tell()
@@ -323,6 +328,18 @@ def check_picture(path: Path, meta: Any, dataset: Any, keyword: str) -> None:
         raise ValueError(f"its highest bit is {dataset.HighBit}, but {dataset.BitsStored} bits are stored")
 
 
+def check_colours(options: Mapping[str, Any], syntax: Any) -> None:
+    """Refuses colours that nothing here makes RGB of; raises ValueError."""
+    kind, samples, bits = (
+        options[key] for key in ("photometric_interpretation", "samples_per_pixel", "bits_allocated")
+    )
+    colours = COLOURS + (JPEG_2000_COLOURS if DECODERS.get(syntax) is JPEG_2000 else ())
+    is_known = kind in (GREY if samples == 1 else colours)
+    if not is_known or (kind in ("YBR_FULL", "YBR_FULL_422") and bits > 8):
+        name = one_line(ValueError(kind))
+        raise ValueError(f"its colours, {name} in {samples} channels of {bits} bits, are not read")
+
+
 def check_decoder(path: Path, syntax: Any) -> None:
     """Refuses a transfer syntax that nothing installed decodes."""
     from pydicom.pixels.decoders.base import get_decoder
@@ -341,8 +358,8 @@ def check_sizes(options: Mapping[str, Any], syntax: Any, available: int) -> None
     """Refuses what claims more than the bytes that are there; raises ValueError."""
     height, width, samples = (int(options[key]) for key in ("rows", "columns", "samples_per_pixel"))
     frames, bits = int(options["number_of_frames"]), int(options["bits_allocated"])
-    if min(height, width, frames) < 1 or samples not in (1, 3):
-        raise ValueError(f"{frames} frames of {width}x{height} pixels in {samples} channels make no sense")
+    if min(height, width, frames) < 1:
+        raise ValueError(f"{frames} frames of {width}x{height} pixels make no sense")
     if height * width > MAX_PIXELS:
         raise ValueError(f"a frame of {width}x{height} pixels is too large")
     if syntax.is_encapsulated:

@@ -297,7 +297,9 @@ def test_what_is_no_picture_is_named(tmp_path, slices):
         ({"NumberOfFrames": 1_000_000}, "claims 2176000000 bytes of pixels, but 2176 are there"),
         ({"Rows": 0}, "make no sense"),
         ({"HighBit": 11}, "its highest bit is 11, but 16 bits are stored"),
-        ({"SamplesPerPixel": 4}, "in 4 channels make no sense"),
+        ({"SamplesPerPixel": 4}, "its colours, MONOCHROME2 in 4 channels of 16 bits, are not read"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "YBR_FULL"}, "YBR_FULL in 3 channels of 16 bits"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "YBR_PARTIAL_420"}, "its colours, YBR_PARTIAL_420"),
     ],
 )
 def test_headers_that_lie_are_refused_before_anything_is_made(tmp_path, slices, elements, message):
