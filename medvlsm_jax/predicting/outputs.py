@@ -115,7 +115,7 @@ class Output:
     def write_masks(self, folder: Path, masks: Sequence[Sequence[np.ndarray]]) -> None:
         """Writes the mask of each prompt, slice by slice, in the format of the scan."""
         if isinstance(self.scan, Series):
-            stacks = {str(prompt): np.stack(stack) for prompt, stack in zip(self.prompts, masks, strict=True)}
+            stacks = {prompt or "": np.stack(stack) for prompt, stack in zip(self.prompts, masks, strict=True)}
             version = medvlsm_jax.__version__
             try:
                 write_segmentation(folder / self.masks[0], self.scan, stacks, model="medvlsm-jax", version=version)
