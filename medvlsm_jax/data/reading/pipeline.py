@@ -1,8 +1,8 @@
 """Records to batches with grain: which example is read at step s is a pure function of (seed, s).
 
-The stream of training examples is one shuffled pass over the records after another, without a gap: batches are always
-full and may straddle two passes. Every process reads its own rows of each batch, so the same batch is put together
-whatever the number of hosts.
+Training goes through one shuffled pass over the records after another, without a gap: batches are always full and may
+straddle two passes. Every process reads its own rows of each batch, so the same batch is put together whatever the
+number of hosts; which records these are is `order.py`'s to say.
 """
 
 import dataclasses
@@ -17,11 +17,13 @@ import numpy as np
 from grain.multiprocessing import SharedMemoryArray
 
 from medvlsm_jax.data.annotations import Record
+from medvlsm_jax.data.arrayrecord import image_path
 from medvlsm_jax.data.language.conditions import Variant
 from medvlsm_jax.data.language.prompts import choose_prompt
 from medvlsm_jax.data.language.tokenizers import Tokenizer
 from medvlsm_jax.data.reading.cache import SHARED_MEMORY, ExampleCache, read_pair
 from medvlsm_jax.data.reading.feature_cache import SHARE, FeatureCache
+from medvlsm_jax.data.reading.order import Order, training_order
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.processes import follow_program
 
@@ -129,11 +131,11 @@ def train_batches(
         num_workers: worker processes; 0 reads in threads of this process.
         num_threads: threads in each of them.
     """
-    order = training_order(loader.records, seed, weights)
+    order = order_of(loader.records, batch_size, seed, weights)
     end = sys.maxsize // batch_size if last_step is None else max(first_step, last_step)
     steps = grain.MapDataset.range(first_step, end)
     own = own_rows(batch_size, process)
-    batches = steps.map(lambda step: loader([(*order[step * batch_size + row], True) for row in own]))
+    batches = steps.map(lambda step: loader([(*order.draw(step, row), True) for row in own]))
     check_shared_memory(loader, len(own), num_workers, num_threads)
     return read(batches, num_workers, num_threads)
 
@@ -142,23 +144,16 @@ def batch_records(
     loader: Loader, batch_size: int, step: int, weights: Mapping[str, float] | None = None
 ) -> list[Record]:
     """The records of all rows of the batch that is read at a step, by the loader's seed."""
-    order = training_order(loader.records, loader.seed or 0, weights)
-    return [loader.records[order[step * batch_size + row][0]] for row in range(batch_size)]
+    order = order_of(loader.records, batch_size, loader.seed or 0, weights)
+    return [loader.records[order.draw(step, row)[0]] for row in range(batch_size)]
 
 
-def training_order(records: Sequence[Record], seed: int, weights: Mapping[str, float] | None = None) -> Any:
-    """Position in the endless stream of examples -> (index of the record, number of the pass), random access."""
-    if not weights:
-        return shuffled_passes(range(len(records)), seed)
-    members = [[i for i, record in enumerate(records) if record.dataset == dataset] for dataset in weights]
-    passes = [shuffled_passes(indices, (seed + i) % 2**32) for i, indices in enumerate(members)]
-    return grain.MapDataset.mix(passes, list(weights.values()))
-
-
-def shuffled_passes(indices: Sequence[int], seed: int) -> grain.MapDataset[tuple[int, int]]:
-    """Endless passes over the indices, each in another order."""
-    passes = grain.MapDataset.source(indices).seed(seed).shuffle().repeat()
-    return passes.map_with_index(lambda position, index: (index, position // len(indices)))
+def order_of(
+    records: Sequence[Record], batch_size: int, seed: int, weights: Mapping[str, float] | None = None
+) -> Order:
+    """The `training_order` of records."""
+    datasets, images = [record.dataset for record in records], [image_path(record) for record in records]
+    return training_order(datasets, images, batch_size, seed, weights)
 
 
 def own_rows(batch_size: int, process: tuple[int, int]) -> range:

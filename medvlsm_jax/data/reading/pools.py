@@ -1,8 +1,10 @@
 """Pools of datasets: how much of each is used, and how often each is drawn.
 
-What one epoch means: as many examples as there are training records after `data_num`, all datasets together. By default
-each of them comes once an epoch (concatenation, as in the paper). With weights or a temperature an epoch has the same
-length, but a dataset's share of it is its weight; every dataset still runs through its own shuffled passes.
+What one epoch means: as many full batches as the training records fill after `data_num`, all datasets together. By
+default each of them comes once in a pass (concatenation, as in the paper), and what is left of a pass opens the next
+epoch. With weights or a temperature an epoch has the same length, but a dataset's share of it is its weight; every
+dataset still runs through its own shuffled passes, each of its records once in each. The streams that the records are
+dealt to (`order.py`) keep step: at no time was a record drawn more than once more often than another of its dataset.
 """
 
 import json

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.arrayrecord import StoredFile
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.loading import load_records
-from medvlsm_jax.data.reading.pipeline import training_order
 from medvlsm_jax.data.reading.pools import mixing_weights, select_amount
 from medvlsm_jax.errors import UserError
 
@@ -120,25 +118,6 @@ def test_weights_that_do_not_fit_are_named(pool, weights, temperature, message):
     with pytest.raises(UserError) as error:
         mixing_weights(pool, weights, temperature)
     assert message in str(error.value)
-
-
-def test_without_weights_every_record_comes_once_an_epoch(pool):
-    order = training_order(pool, seed=0)
-    for epoch in range(3):
-        drawn = [order[epoch * len(pool) + i] for i in range(len(pool))]
-        assert sorted(drawn) == [(i, epoch) for i in range(len(pool))]
-
-
-def test_weights_are_shares_of_the_draws_and_each_dataset_keeps_its_passes(pool):
-    order = training_order(pool, 0, {"isic": 1.0, "busi": 3.0})
-    drawn = [order[i] for i in range(4 * len(pool))]
-    datasets = [pool[index].dataset for index, _ in drawn]
-    assert Counter(datasets) == {"isic": len(pool), "busi": 3 * len(pool)}
-    for start in range(0, len(drawn), 4):  # evenly spread, not only in the mean
-        assert Counter(datasets[start : start + 4]) == {"isic": 1, "busi": 3}
-    busi = [(index, epoch) for index, epoch in drawn if pool[index].dataset == "busi"]
-    assert sorted(busi) == [(i, epoch) for i in range(40, 52) for epoch in range(13)]
-    assert [epoch for _, epoch in busi] == sorted(epoch for _, epoch in busi)
 
 
 def test_a_pool_is_its_datasets_one_after_another(sample, tmp_path):
