@@ -17,6 +17,7 @@ from medvlsm_jax.checkpoints.model_folder import load_pretrained, read_descripti
 from medvlsm_jax.config import as_json, model_overrides
 from medvlsm_jax.data.annotations import Record, check_classes, targets_of
 from medvlsm_jax.data.arrayrecord import check_stored_size
+from medvlsm_jax.data.reading import order
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models import abstract_model, check_image_size, initial_arrays, override, preset
 from medvlsm_jax.models.network import NetworkConfig
@@ -29,6 +30,7 @@ from medvlsm_jax.training.step import TrainState, make_optimizer, new_state
 # What decides which example is read at which step, or which arrays there are: it must not change within a run.
 FIXED = ("dataset", "prompt", "model", "model_options", "image_size", "zero_prompt", "tokenizer", "target")
 FIXED += ("data_num", "pool", "seed", "batch_size")
+ORDER = "order"  # beside the config in a checkpoint: the `order.VERSION` that its run reads by
 UNTOLD = ("resume", "init", "data_dir", "num_epochs", "max_steps", "distributed", "mesh", "data", "features")
 
 
@@ -154,7 +156,8 @@ def continue_state(
 
 def to_save(state: TrainState, progress: RunProgress, config: ml_collections.ConfigDict) -> Saved:
     """What a checkpoint holds."""
-    return Saved({**state.trained, **state.stats}, state.opt_state, state.ema, progress.to_json(), as_json(config))
+    about = {**as_json(config), ORDER: order.VERSION}
+    return Saved({**state.trained, **state.stats}, state.opt_state, state.ema, progress.to_json(), about)
 
 
 def copies(arrays: Arrays) -> Arrays:
@@ -166,8 +169,14 @@ def check_unchanged(config: ml_collections.ConfigDict, old: dict[str, Any], fold
     """Says which fields differ from those that a checkpoint was written with.
 
     Raises:
-        UserError: one of them says which example is read at which step, or what the arrays are.
+        UserError: one of them says which example is read at which step, or what the arrays are; or the checkpoint is of a
+            version that read the records in another order.
     """
+    if old.get(ORDER) != order.VERSION:
+        raise UserError(
+            f"{folder} holds a run of another version of this program, which read the records in another order: continue "
+            "it with that one, or give another --workdir, where --config.init may name this one to start from its weights"
+        )
     new = as_json(config)
     changed = {name: (old.get(name), value) for name, value in new.items() if name in old and old[name] != value}
     wrong = {name: values for name, values in changed.items() if name in FIXED}

@@ -12,13 +12,14 @@ from flax import nnx
 from medvlsm_jax import models
 from medvlsm_jax.checkpoints.checkpoints import Checkpoints
 from medvlsm_jax.checkpoints.model_folder import write_description
-from medvlsm_jax.config import base_config, model_overrides, resolve_dtype
+from medvlsm_jax.config import as_json, base_config, model_overrides, resolve_dtype
 from medvlsm_jax.data.language.tokenizers import load_tokenizer
+from medvlsm_jax.data.reading import order
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.models.parameters import split_model
 from medvlsm_jax.parallel.sharding import tree_shardings
 from medvlsm_jax.training.progress import new_progress
-from medvlsm_jax.training.start import Source, find_source, start_state
+from medvlsm_jax.training.start import Source, check_unchanged, find_source, start_state
 
 
 @pytest.fixture
@@ -154,6 +155,14 @@ def test_the_encoder_is_frozen_when_it_is_pretrained_unless_the_config_says(
         state, _ = start_state(config, source, mesh_of(1), checkpoints)
     assert any(name.startswith("text.") for name in state.trained) != is_frozen
     assert any(name.startswith("decoder.") for name in state.trained)
+
+
+def test_a_run_that_read_the_records_in_another_order_is_not_continued(config, tmp_path):
+    saved = {**as_json(config), "order": order.VERSION}
+    check_unchanged(config, saved, tmp_path)
+    for old in (as_json(config), {**saved, "order": order.VERSION - 1}):  # of before there were versions, and of one
+        with pytest.raises(UserError, match=f"{tmp_path} holds a run of another version .* in another order"):
+            check_unchanged(config, old, tmp_path)
 
 
 # --- Progress ---------------------------------------------------------------------------------------------------------

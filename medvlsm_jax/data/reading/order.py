@@ -25,6 +25,9 @@ def num_streams(batch_size: int, num_records: int) -> int:
     return next(count for count in range(min(batch_size, num_records), 0, -1) if batch_size % count == 0)
 
 
+VERSION = 2  # raise it when the same seed gives another order: runs that were begun before are then not continued
+
+
 @dataclass(frozen=True)
 class Line:
     """Records in the order in which they are cut into streams, each an endless sequence of shuffled passes.
