@@ -23,8 +23,9 @@ from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cards import named_card
 from medvlsm_jax.data.language.tokenizers import BUILTIN, load_tokenizer
 from medvlsm_jax.data.loading import load_records
-from medvlsm_jax.data.reading.cache import MEMORY, ExampleCache, open_cache
-from medvlsm_jax.data.reading.pipeline import Loader, train_batches
+from medvlsm_jax.data.reading.cache import ExampleCache, open_cache
+from medvlsm_jax.data.reading.entries import MEMORY
+from medvlsm_jax.data.reading.pipeline import Loader, order_of, train_batches
 from medvlsm_jax.data.synthetic import SAMPLE, write_sample
 from medvlsm_jax.text import table
 from medvlsm_jax.weights.reference.pytorch import require_torch
@@ -102,7 +103,8 @@ def our_rates(records: list[Record], args: flags.FlagValues, num_workers: int) -
     with open_cache(MEMORY, args.image_size, len(records)) as cache:
         loader = make_loader(records, args.image_size, cache)
         threads = 2 if num_workers else args.num_workers
-        batches = train_batches(loader, args.batch_size, seed=0, num_workers=num_workers, num_threads=threads)
+        order = order_of(records, args.batch_size, seed=0)
+        batches = train_batches(loader, order, num_workers=num_workers, num_threads=threads)
         with contextlib.closing(batches):
             first = rate(batches, steps, args)
             list(itertools.islice(batches, WARM_BATCHES * args.num_workers))

@@ -25,6 +25,7 @@ from medvlsm_jax.command_line import run_program
 from medvlsm_jax.config import base_config, reader_options
 from medvlsm_jax.data.language.prompts import split_prompts
 from medvlsm_jax.data.reading.cache import open_cache
+from medvlsm_jax.data.reading.entries import Together
 from medvlsm_jax.data.reading.pipeline import Loader
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation import file_names
@@ -35,7 +36,7 @@ from medvlsm_jax.evaluation.report import Summary, summary_table
 from medvlsm_jax.folders import output_folder
 from medvlsm_jax.models.parameters import Arrays
 from medvlsm_jax.parallel.distributed import start_jax
-from medvlsm_jax.parallel.first_process import holding, on_first_process
+from medvlsm_jax.parallel.first_process import everywhere, holding, on_first_process, say, shared_name
 from medvlsm_jax.parallel.interruption import catch_signals, leaving_at_once
 from medvlsm_jax.scoring.batch_segmenter import make_batch_segmenter
 from medvlsm_jax.scoring.case_pictures import choose_drawn, draw_cases
@@ -132,7 +133,8 @@ def open_loaders(plan: Plan, cache: str) -> Iterator[dict[str, Loader]]:
     """What reads each dataset; all keep images where `config.data.cache` says."""
     network = plan.source.config
     reading = {"image_size": network.image_size, "classes": network.classes}
-    with open_cache(cache, network.image_size, plan.num_records) as opened:
+    together = Together(shared_name(), everywhere, say)
+    with open_cache(cache, network.image_size, plan.num_records, together) as opened:
         yield {
             dataset: Loader(
                 records, plan.tokenizer, prompt="", cache=opened, variants=plan.conditions[dataset], **reading

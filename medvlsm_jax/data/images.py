@@ -149,9 +149,18 @@ def load_pair(image_path: File, mask_path: File, size: int) -> tuple[np.ndarray,
     image, mask = decode(image_path), decode(mask_path)
     check_side(image_path, image.size)
     check_sizes(image_path, image, mask_path, mask)
-    # The nearest filter only picks pixels: the few that it leaves are thresholded, as all would be.
-    picked = mask_channel(mask_path, mask).resize((size, size), Image.Resampling.NEAREST)
-    return resize_image(picture(image), size), threshold(picked)[..., None]
+    return resize_image(picture(image), size), resize_mask(mask_path, mask, size)
+
+
+def load_mask(path: File, size: int) -> UInt8[np.ndarray, "size size 1"]:
+    """The mask of `load_pair` without its image, for one whose pair was looked at before."""
+    return resize_mask(path, decode(path), size)
+
+
+def resize_mask(path: File, decoded: Decoded, size: int) -> UInt8[np.ndarray, "size size 1"]:
+    """A mask stretched to a square with the nearest filter, as 0 or 1."""
+    # The filter only picks pixels: the few that it leaves are thresholded, as all would be.
+    return threshold(mask_channel(path, decoded).resize((size, size), Image.Resampling.NEAREST))[..., None]
 
 
 def check_side(path: File, size: tuple[int, int]) -> None:

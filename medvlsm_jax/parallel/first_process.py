@@ -1,11 +1,14 @@
 """What the first of joined processes does for all of them: they go on together, or end together."""
 
 import contextlib
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from medvlsm_jax import lease
 from medvlsm_jax.errors import UserError
@@ -46,6 +49,24 @@ def cannot_write(where: str, error: OSError) -> UserError:
     return UserError(
         f"{where} cannot be written ({reason}): choose another folder, or make room and give the same command"
     )
+
+
+def shared_name() -> str:
+    """A name that the first process draws for all of them."""
+    return str(from_first_process(secrets.token_hex(8)))
+
+
+def everywhere(is_so: bool) -> bool:
+    """Whether something is so on all processes."""
+    if jax.process_count() == 1:
+        return is_so
+    return bool(np.all(multihost_utils.process_allgather(np.array(is_so))))
+
+
+def say(line: str) -> None:
+    """Prints a line, once for all processes."""
+    if jax.process_index() == 0:
+        print(line)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from medvlsm_jax.data.reading.cache import Entries
+from medvlsm_jax.data.reading.entries import Entries
 from medvlsm_jax.data.reading.feature_cache import FeatureCache, size_of
 from medvlsm_jax.models import abstract_model
 from medvlsm_jax.models.apply import encode, encoder_inputs, encoder_outputs
@@ -26,9 +26,10 @@ def output_sizes(outputs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {kind: tuple(size_of(x.shape, x.dtype) for x in jax.tree.leaves(tree)) for kind, tree in outputs.items()}
 
 
-def num_bytes(outputs: dict[str, Any], num_records: int) -> int:
-    """What the outputs for so many records take when each has an image and a sentence of its own."""
-    return num_records * sum(size for sizes in output_sizes(outputs).values() for size in sizes)
+def num_bytes(outputs: dict[str, Any], num_images: int, num_sentences: int) -> int:
+    """What the outputs for so many images and sentences take."""
+    counts = {"image": num_images, "text": num_sentences}
+    return sum(counts[kind] * sum(sizes) for kind, sizes in output_sizes(outputs).items())
 
 
 class FrozenEncoder:
@@ -85,7 +86,9 @@ class FrozenEncoder:
             features = batch[f"{kind}_features"]
             missing: dict[str, list[int]] = {}
             for row in np.flatnonzero(~found).tolist():
-                missing.setdefault(str(names[row]), []).append(row)
+                # Since it was looked up, a batch before may have brought it.
+                if not self.cache.entries.read(str(names[row]), *(array[row] for array in features)):
+                    missing.setdefault(str(names[row]), []).append(row)
             self.fill(kind, [batch[name] for name in REPLACED[f"{kind}_features"]], features, missing)
             leaves, nesting = jax.tree.flatten(shapes)
             shaped = [x.view(leaf.dtype).reshape(-1, *leaf.shape[1:]) for x, leaf in zip(features, leaves, strict=True)]

@@ -29,7 +29,7 @@ from medvlsm_jax.data.language.conditions import (
 )
 from medvlsm_jax.data.language.tokenizers import Tokenizer
 from medvlsm_jax.data.loading import load_split
-from medvlsm_jax.data.reading.cache import stamp
+from medvlsm_jax.data.reading.entries import stamp
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation import file_names
 from medvlsm_jax.evaluation.probes import probed_name

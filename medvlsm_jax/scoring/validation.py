@@ -54,7 +54,7 @@ class Validation:
 
         def draw(answer: Answer) -> None:
             if len(pictures) < self.num_overlays:
-                pictures.extend(self.overlays(answer)[: self.num_overlays - len(pictures)])
+                pictures.extend(self.overlays(answer, self.num_overlays - len(pictures)))
 
         parts: list[dict[str, np.ndarray]] = []
         with contextlib.closing(self.scorer.score(arrays, self.loader, on_answer=draw)) as batches:
@@ -65,11 +65,13 @@ class Validation:
         values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return self.means(values), pictures
 
-    def overlays(self, answer: Answer) -> list[np.ndarray]:
-        """Pictures of this process's rows of a batch."""
-        batch, threshold = answer.batch, self.scorer.segmenter.threshold
-        rows = zip(batch["image"], answer.maps(), batch["mask"][..., 0], batch["valid"], strict=True)
-        return [overlay(image, p > threshold, mask > 0) for image, p, mask, is_valid in rows if is_valid]
+    def overlays(self, answer: Answer, count: int) -> list[np.ndarray]:
+        """Pictures of this process's first rows of a batch."""
+        batch, threshold, maps = answer.batch, self.scorer.segmenter.threshold, answer.maps()
+        return [
+            overlay(self.loader.image(int(batch["index"][row])), maps[row] > threshold, batch["mask"][row, ..., 0] > 0)
+            for row in np.flatnonzero(batch["valid"])[:count]
+        ]
 
     def means(self, values: dict[str, np.ndarray]) -> dict[str, float]:
         """What is told of the values of all records, in their order."""

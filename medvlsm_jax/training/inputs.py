@@ -2,17 +2,21 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from medvlsm_jax.config import reader_options
-from medvlsm_jax.data.reading.cache import AUTO, MEMORY, NONE, Entries, open_cache
+from medvlsm_jax.data.arrayrecord import image_path
+from medvlsm_jax.data.reading.cache import open_cache
+from medvlsm_jax.data.reading.entries import Entries, Together
 from medvlsm_jax.data.reading.feature_cache import open_features
-from medvlsm_jax.data.reading.pipeline import Loader, batch_records, train_batches
+from medvlsm_jax.data.reading.pipeline import Loader, order_of, own_rows, train_batches
 from medvlsm_jax.models.apply import Batch, encoder_outputs
 from medvlsm_jax.parallel import sharding
+from medvlsm_jax.parallel.first_process import everywhere, say, shared_name
 from medvlsm_jax.scoring.frozen_encoder import FrozenEncoder, num_bytes
 from medvlsm_jax.training.freezing import freezing
 from medvlsm_jax.training.run import Run
@@ -47,20 +51,22 @@ def open_inputs(run: Run, state: TrainState) -> Iterator[Inputs]:
     config, sets, source, mesh = run.config, run.sets, run.source, run.mesh
     first_step, process = int(state.step), (jax.process_index(), jax.process_count())
     image_size = source.config.image_size
-    num_records = len(sets.records) * sharding.processes_on_this_host()  # each of them has caches of its own
+    order = order_of(sets.train, config.batch_size, config.seed, sets.weights)
+    # A process reads the records of its rows alone, in every pass.
+    part = min(1.0, order.part(own_rows(config.batch_size, process)) * sharding.processes_on_this_host())
+    together = Together(shared_name(), everywhere, say)
     with contextlib.ExitStack() as stack:
-        cache = stack.enter_context(open_cache(config.data.cache, image_size, num_records))
+        num_records = math.ceil(part * len(sets.records))
+        cache = stack.enter_context(open_cache(config.data.cache, image_size, num_records, together))
         reading: dict[str, Any] = {"image_size": image_size, "classes": source.config.classes, "cache": cache}
-        encoder = None
-        if entries := stack.enter_context(open_feature_entries(run, num_records)):
+        encoder, taken = None, 0 if cache is None else cache.memory_taken
+        if entries := stack.enter_context(open_feature_entries(run, part, taken, together)):
             encoder = FrozenEncoder(source.config, state.arrays(), mesh, entries, config.batch_size // process[1])
             reading["features"] = encoder.cache
         loader = Loader(sets.train, run.tokenizer, config.prompt, seed=config.seed, **reading)
         batches = train_batches(
             loader,
-            config.batch_size,
-            seed=config.seed,
-            weights=sets.weights,
+            order,
             first_step=first_step,
             last_step=run.last_step,
             process=process,
@@ -73,18 +79,26 @@ def open_inputs(run: Run, state: TrainState) -> Iterator[Inputs]:
             return next(on_devices)[1]
 
         def files(step: int) -> list[str]:
-            records = batch_records(loader, config.batch_size, step - 1, sets.weights)
-            return [record.image.name for record in records]
+            drawn = [order.draw(step - 1, row)[0] for row in range(config.batch_size)]
+            return [sets.train[index].image.name for index in drawn]
 
         yield Inputs(next_batch, files, Loader(sets.val, run.tokenizer, config.prompt, **reading), encoder)
 
 
-def open_feature_entries(run: Run, num_records: int) -> contextlib.AbstractContextManager[Entries | None]:
-    """Where the outputs of the encoder are kept; nowhere when it is trained."""
-    config = run.config
+def open_feature_entries(
+    run: Run, part: float, taken: int, together: Together
+) -> contextlib.AbstractContextManager[Entries | None]:
+    """Where the outputs of the encoder are kept; nowhere when it is trained.
+
+    Args:
+        run: whose records are read.
+        part: of the records, that this machine reads.
+        taken: bytes of shared memory that are to be left to others.
+        together: what the processes of the run do together.
+    """
+    config, records = run.config, run.sets.records
     if not freezing(config)["freeze_encoder"]:
         return contextlib.nullcontext()
-    needed = num_bytes(encoder_outputs(run.source.config), num_records)
-    is_folder = config.features.cache not in (AUTO, MEMORY, NONE)
-    sharers = jax.process_count() if is_folder else sharding.processes_on_this_host()
-    return open_features(config.features.cache, config.features.limit_gib, needed, sharers)
+    num_images = len({(record.dataset, image_path(record)) for record in records})
+    needed = num_bytes(encoder_outputs(run.source.config), math.ceil(part * num_images), math.ceil(part * len(records)))
+    return open_features(config.features.cache, config.features.limit_gib, needed, taken, together)

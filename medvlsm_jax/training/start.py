@@ -169,13 +169,13 @@ def check_unchanged(config: ml_collections.ConfigDict, old: dict[str, Any], fold
     """Says which fields differ from those that a checkpoint was written with.
 
     Raises:
-        UserError: one of them says which example is read at which step, or what the arrays are; or the checkpoint is of a
-            version that read the records in another order.
+        UserError: one of them says which example is read at which step, or what the arrays are; or the checkpoint is of
+            a version that read the records in another order.
     """
     if old.get(ORDER) != order.VERSION:
         raise UserError(
-            f"{folder} holds a run of another version of this program, which read the records in another order: continue "
-            "it with that one, or give another --workdir, where --config.init may name this one to start from its weights"
+            f"{folder} holds a run of another version of this program, which read the records in another order: go on "
+            "with that one, or give another --workdir, where --config.init may name this one to start from its weights"
         )
     new = as_json(config)
     changed = {name: (old.get(name), value) for name, value in new.items() if name in old and old[name] != value}

@@ -24,7 +24,7 @@ from medvlsm_jax.data.language.tokenizers import load_tokenizer
 from medvlsm_jax.data.loading import load_records, load_split
 from medvlsm_jax.data.preparing import arrayrecord_writer
 from medvlsm_jax.data.preparing.arrayrecord_writer import write_store
-from medvlsm_jax.data.reading.pipeline import Loader, train_batches
+from medvlsm_jax.data.reading.pipeline import Loader, order_of, train_batches
 from medvlsm_jax.errors import UserError
 
 pytest.importorskip("tensorflow_datasets")
@@ -151,7 +151,8 @@ def test_batches_are_the_folders_also_after_a_restart(sample, tmp_path, parsed_f
 
     def take(records: list, **options) -> list[dict[str, np.ndarray]]:
         loader = Loader(records, load_tokenizer("builtin", 24), "random", 16, seed=3)
-        with contextlib.closing(train_batches(loader, 4, seed=0, first_step=17, **options)) as batches:
+        order = order_of(records, 4, seed=0)
+        with contextlib.closing(train_batches(loader, order, first_step=17, **options)) as batches:
             return list(itertools.islice(batches, 4))
 
     expected = take(load_split(sample, SAMPLE, "train"))

@@ -14,7 +14,7 @@ from small_network import SMALL
 from medvlsm_jax import models
 from medvlsm_jax.data.language.tokenizers import load_tokenizer
 from medvlsm_jax.data.loading import load_records
-from medvlsm_jax.data.reading.cache import Entries
+from medvlsm_jax.data.reading.entries import Entries
 from medvlsm_jax.data.reading.pipeline import Loader
 from medvlsm_jax.losses import LOSSES
 from medvlsm_jax.models import initial_arrays
@@ -143,4 +143,4 @@ def test_the_room_that_is_needed_is_that_of_the_outputs():
         "image": [(1, 17, 32)],
         "text": [(1, 16)],
     }
-    assert num_bytes(outputs, 10) == 10 * 4 * (17 * 32 + 16)
+    assert num_bytes(outputs, 10, 30) == 4 * (10 * 17 * 32 + 30 * 16)

@@ -13,7 +13,7 @@ from small_network import SMALL
 from medvlsm_jax.config import base_config
 from medvlsm_jax.data.language.tokenizers import load_tokenizer
 from medvlsm_jax.data.loading import load_records
-from medvlsm_jax.data.reading.cache import Entries
+from medvlsm_jax.data.reading.entries import Entries
 from medvlsm_jax.data.reading.pipeline import Loader
 from medvlsm_jax.evaluation.metrics import overlap_metrics
 from medvlsm_jax.evaluation.pictures import overlay

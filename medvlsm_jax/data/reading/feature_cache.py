@@ -3,16 +3,27 @@
 import contextlib
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from medvlsm_jax.data.annotations import Record
-from medvlsm_jax.data.reading import cache as caching
-from medvlsm_jax.data.reading.cache import Entries, entry_name, make_folder, memory_folder, stamp
+from medvlsm_jax.data.reading.entries import (
+    AUTO,
+    MEMORY,
+    NONE,
+    Entries,
+    Stamp,
+    Together,
+    entry_name,
+    image_stamp,
+    make_folder,
+    memory_folder,
+    remove_abandoned,
+    stored_bytes,
+)
+from medvlsm_jax.data.reading.room import Room, find_room
 from medvlsm_jax.errors import UserError
 
 SHARE = 0.5  # of what is free, as long as `config.features.limit_gib` says nothing
@@ -33,13 +44,13 @@ class FeatureCache:
     entries: Entries
     key: str
     sizes: dict[str, tuple[int, ...]]
-    stamps: dict[str, tuple[str, int, int, int]] = dataclasses.field(default_factory=dict)  # of the files seen so far
+    stamps: dict[str, Stamp] = dataclasses.field(default_factory=dict)  # of the files seen so far
 
     def image_name(self, record: Record) -> str:
         """The entry of a record's image."""
         file = str(record.image)
         if file not in self.stamps:
-            self.stamps[file] = stamp(record.image)
+            self.stamps[file] = image_stamp(record)
         return entry_name(self.key, self.stamps[file])
 
     def text_name(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> str:
@@ -64,41 +75,60 @@ class FeatureCache:
 
 
 @contextlib.contextmanager
-def open_features(where: str, limit_gib: float, needed: int, sharers: int = 1) -> Iterator[Entries | None]:
-    """Where encoder outputs are kept, or None.
+def open_features(
+    where: str, limit_gib: float, needed: int, taken: int = 0, together: Together | None = None
+) -> Iterator[Entries | None]:
+    """Where encoder outputs are kept, or None: then the encoders run in every step, as if nothing could be kept.
 
     Args:
-        where: `none`; `memory` or `auto`, gone with the run; or a folder, kept for later runs and, if several hosts see
-            it, shared by them.
+        where: `none`; `memory`, as much as fits, gone with the run; `auto`, which is memory if all fits there on all
+            machines of the run, else none; or a folder, kept for later runs and shared by all hosts that see it.
         limit_gib: how much of it is taken at most; 0: half of what is free.
-        needed: bytes of all outputs. When less may be taken, the rest is made anew in every epoch.
-        sharers: processes that share the room.
+        needed: bytes of all outputs on this machine.
+        taken: bytes of shared memory that are to be left to others.
+        together: what the processes of a run do together.
 
     Raises:
         UserError: the folder cannot be made, or the limit is negative.
     """
     if limit_gib < 0:
         raise UserError(f"config.features.limit_gib={limit_gib}: give 0 or a larger number")
-    if where == caching.NONE:
+    together = together or Together()
+    if where == NONE:
         yield None
         return
     with contextlib.ExitStack() as stack:
-        if where in (caching.AUTO, caching.MEMORY):
-            caching.remove_abandoned(caching.memory())
-            folder = stack.enter_context(memory_folder())
+        if where in (AUTO, MEMORY):
+            remove_abandoned()
+            folder = stack.enter_context(memory_folder(f"{together.name}-features"))
         else:
-            folder = make_folder(where, "config.features.cache")
-        held = sum(path.stat().st_size for path in folder.iterdir())
-        limit = int(limit_gib * GIB) or held + int(SHARE * shutil.disk_usage(folder).free)
-        if needed > limit:
-            logging.warning(
-                "config.features: what the frozen encoders make takes %.1f GiB, of which %s is given %.1f; the rest is "
-                "made anew in every epoch. --config.features.cache=FOLDER keeps it on a disk",
-                needed / GIB,
-                folder,
-                limit / GIB,
-            )
-        yield Entries(folder, held + max(0, limit - held) // sharers)
+            folder, taken = make_folder(where, "config.features.cache"), 0
+        held, room = stored_bytes(folder), find_room(folder)
+        free = max(0, room.free - taken)
+        limit = held + int(SHARE * free)
+        if limit_gib:
+            limit = min(int(limit_gib * GIB), held + free)
+        fits = together.agree(needed <= limit)
+        together.tell(describe(where, needed, limit, room, fits=fits))
+        if where == AUTO and not fits:
+            stack.close()
+            yield None
+        else:
+            yield Entries(folder, limit)
+
+
+def describe(where: str, needed: int, limit: int, room: Room, *, fits: bool) -> str:
+    """What becomes of the outputs of frozen encoders, and why, in a line."""
+    place = "shared memory" if where in (AUTO, MEMORY) else where
+    outputs = f"what the frozen encoders make ({needed / GIB:.1f} GiB)"
+    if fits:
+        return f"{outputs} is kept in {place}"
+    reason = f"{room.of} leaves {limit / GIB:.1f} for it"
+    why = "another machine has no room for it" if needed <= limit else reason
+    if where == AUTO:
+        advice = "--config.features.cache=FOLDER keeps it on a disk"
+        return f"{outputs} is not kept: they run in every step, for {why}; {advice}"
+    return f"of {outputs} a part is kept in {place}, for {reason}; the rest is made anew in every epoch"
 
 
 def size_of(shape: tuple[int, ...], dtype: Any) -> int:

@@ -101,6 +101,11 @@ class Order:
         line, count = self.mix[stream + position]
         return self.lines[line].draw(stream, count - self.skipped[stream][line])
 
+    def part(self, rows: range) -> float:
+        """The part of the records that these rows of all batches read."""
+        each = self.batch_size // self.streams
+        return len({row // each for row in rows}) / self.streams
+
     @functools.cached_property
     def skipped(self) -> list[list[int]]:
         """For each stream, what it leaves out of each line's part of the mixture."""
@@ -146,8 +151,9 @@ def of_line(line: int, count: int) -> tuple[int, int]:
 
 def deal(members: Int[np.ndarray, " n"], images: np.ndarray) -> Int[np.ndarray, " n"]:
     """The records of a dataset, mixed; those of an image stay together, for one process to read it."""
-    found, image = np.unique(images[members], return_inverse=True)
-    place = np.random.default_rng(0).permutation(len(found))
+    _, first, image = np.unique(images[members], return_index=True, return_inverse=True)
+    # Numbered as they come, for their names may lead with another folder elsewhere.
+    place = np.random.default_rng(0).permutation(len(first))[np.argsort(np.argsort(first))]
     return members[np.argsort(place[image], kind="stable")]
 
 

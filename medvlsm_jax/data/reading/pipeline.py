@@ -6,7 +6,6 @@ number of hosts; which records these are is `order.py`'s to say.
 """
 
 import dataclasses
-import shutil
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,9 +20,10 @@ from medvlsm_jax.data.arrayrecord import image_path
 from medvlsm_jax.data.language.conditions import Variant
 from medvlsm_jax.data.language.prompts import choose_prompt
 from medvlsm_jax.data.language.tokenizers import Tokenizer
-from medvlsm_jax.data.reading.cache import SHARED_MEMORY, ExampleCache, read_pair
+from medvlsm_jax.data.reading.cache import ExampleCache, Pixels, read_record
 from medvlsm_jax.data.reading.feature_cache import SHARE, FeatureCache
 from medvlsm_jax.data.reading.order import Order, training_order
+from medvlsm_jax.data.reading.room import SHARED_MEMORY, find_room
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.processes import follow_program
 
@@ -64,7 +64,10 @@ class Loader:
         return choose_prompt(self.records[index], self.prompt, rng)
 
     def __call__(self, rows: Sequence[Draw]) -> HostBatch:
-        """The batch of these rows; images (B, S, S, 3) and masks (B, S, S, 1), 0 or 1, are uint8."""
+        """The batch of these rows; images (B, S, S, 3) and masks (B, S, S, 1), 0 or 1, are uint8.
+
+        An image whose features are found is not read: its row stays 0.
+        """
         indices, size = [index for index, _, _ in rows], self.image_size
         batch: HostBatch = {
             "image": new_array((len(rows), size, size, 3)),
@@ -72,9 +75,6 @@ class Loader:
             "index": np.array(indices, np.int32),
             "valid": np.array([valid for _, _, valid in rows]),
         }
-        load = read_pair if self.cache is None else self.cache.load
-        for index, image, mask in zip(indices, batch["image"], batch["mask"], strict=True):
-            load(self.records[index], image, mask)
         if self.variants is None:
             batch |= self.tokens([self.sentence(index, epoch) for index, epoch, _ in rows])
         else:
@@ -86,7 +86,16 @@ class Loader:
             batch["class_index"] = np.array([self.classes.index(self.records[i].target) for i in indices], np.int32)
         if self.features is not None:
             self.features.look_up(batch, [self.records[index] for index in indices], new_array)
+        load = read_record if self.cache is None else self.cache.load
+        found = batch.get("image_found", np.zeros(len(rows), np.bool_))
+        for index, image, mask, is_found in zip(indices, batch["image"], batch["mask"], found, strict=True):
+            load(self.records[index], None if is_found else image, mask)
         return batch
+
+    def image(self, index: int) -> Pixels:
+        """The image of a record."""
+        without_features = dataclasses.replace(self, tokenizer=None, features=None, variants=None)
+        return without_features([(index, 0, True)])["image"][0]
 
     def tokens(self, sentences: Sequence[str]) -> HostBatch:
         """Ids and mask (B, T) of sentences; nothing for a network that reads none."""
@@ -108,10 +117,8 @@ def steps_per_epoch(num_records: int, batch_size: int) -> int:
 
 def train_batches(
     loader: Loader,
-    batch_size: int,
+    order: Order,
     *,
-    seed: int,
-    weights: Mapping[str, float] | None = None,
     first_step: int = 0,
     last_step: int | None = None,
     process: tuple[int, int] = (0, 1),
@@ -122,30 +129,19 @@ def train_batches(
 
     Args:
         loader: reads one record.
-        batch_size: of all processes together; a multiple of their number.
-        seed: of the order.
-        weights: share of each dataset among the examples (`pools.mixing_weights`); none: every record once a pass.
+        order: of its records; the number of processes divides its batch size.
         first_step: the step whose batch comes first.
         last_step: the number of steps of the whole run, so that nothing is read in vain.
         process: this process's number and how many there are; their rows one after another make the batch.
         num_workers: worker processes; 0 reads in threads of this process.
         num_threads: threads in each of them.
     """
-    order = order_of(loader.records, batch_size, seed, weights)
-    end = sys.maxsize // batch_size if last_step is None else max(first_step, last_step)
+    end = sys.maxsize // order.batch_size if last_step is None else max(first_step, last_step)
     steps = grain.MapDataset.range(first_step, end)
-    own = own_rows(batch_size, process)
+    own = own_rows(order.batch_size, process)
     batches = steps.map(lambda step: loader([(*order.draw(step, row), True) for row in own]))
     check_shared_memory(loader, len(own), num_workers, num_threads)
     return read(batches, num_workers, num_threads)
-
-
-def batch_records(
-    loader: Loader, batch_size: int, step: int, weights: Mapping[str, float] | None = None
-) -> list[Record]:
-    """The records of all rows of the batch that is read at a step, by the loader's seed."""
-    order = order_of(loader.records, batch_size, loader.seed or 0, weights)
-    return [loader.records[order.draw(step, row)[0]] for row in range(batch_size)]
 
 
 def order_of(
@@ -210,15 +206,16 @@ def check_shared_memory(loader: Loader, rows: int, num_workers: int, num_threads
     pixels = 4 * loader.image_size**2  # of an image and a mask
     features = sum(sum(sizes) for sizes in loader.features.sizes.values()) if loader.features else 0
     needed = num_workers * (num_threads + WAITING_BATCHES) * rows * (pixels + features)
-    free = shutil.disk_usage(SHARED_MEMORY).free
+    room = find_room(SHARED_MEMORY)
+    free = float(room.free)
     if loader.features is not None and loader.features.entries.folder.is_relative_to(SHARED_MEMORY):
         free *= 1 - SHARE
-    if loader.cache is not None and loader.cache.folder.is_relative_to(SHARED_MEMORY):
-        free -= pixels * len(loader.records)
+    if loader.cache is not None:
+        free -= loader.cache.memory_taken
     if needed > free:
         raise UserError(
             f"config.data.num_workers={num_workers}: the batches that they read ahead take {needed / 2**20:.0f} MiB of "
-            f"{SHARED_MEMORY}, which has {max(0, free) / 2**20:.0f} MiB to spare: make it larger (docker run "
+            f"shared memory, but {room.of} has {max(0, free) / 2**20:.0f} MiB to spare: make it larger (docker run "
             "--shm-size=2g), or give fewer workers, or 0"
         )
 
@@ -230,8 +227,8 @@ IN_WORKER = threading.Event()  # set in worker processes
 
 
 def new_array(shape: tuple[int, ...]) -> np.ndarray:
-    """Bytes to be filled; in a worker process in memory that the program shares, where grain would else copy them."""
-    return SharedMemoryArray(shape, np.uint8) if IN_WORKER.is_set() else np.empty(shape, np.uint8)
+    """Bytes to be filled, 0 until then; in a worker process in memory that it shares, which grain would else copy."""
+    return SharedMemoryArray(shape, np.uint8) if IN_WORKER.is_set() else np.zeros(shape, np.uint8)
 
 
 def tie_to_program(_worker: int, _num_workers: int) -> None:

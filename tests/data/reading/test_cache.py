@@ -16,6 +16,7 @@ from PIL import Image
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.reading import cache as caching
+from medvlsm_jax.data.reading import room
 from medvlsm_jax.data.reading.cache import ExampleCache, open_cache, read_pair
 from medvlsm_jax.errors import UserError
 
@@ -66,7 +67,7 @@ def test_an_example_is_decoded_once(record, reads, tmp_path, where):
         assert cache is not None
         assert_same(load(cache, record), pixels(record))
         assert_same(load(cache, record), pixels(record))
-        assert_same(load(ExampleCache(cache.folder, SIZE), record), pixels(record))  # another process
+        assert_same(load(ExampleCache(cache.entries.folder, SIZE), record), pixels(record))  # another process
     assert reads == [record.image.name]
 
 
@@ -74,9 +75,9 @@ def test_memory_is_given_back_and_a_folder_is_kept(record, tmp_path):
     with open_cache("memory", SIZE, 1) as memory, open_cache(str(tmp_path / "cache"), SIZE, 1) as folder:
         for cache in (memory, folder):
             load(cache, record)
-            assert len(list(cache.folder.iterdir())) == 1
-    assert not memory.folder.exists()
-    assert len(list(folder.folder.iterdir())) == 1
+            assert len(list(cache.entries.folder.iterdir())) == 2
+    assert not memory.entries.folder.exists()
+    assert len(list(folder.entries.folder.iterdir())) == 2
 
 
 @pytest.mark.parametrize("changed", ["image", "mask"])
@@ -95,13 +96,14 @@ def test_a_changed_file_is_read_anew(record, reads, tmp_path, changed):
 
 def test_another_size_is_another_entry(record, tmp_path):
     small, large = (ExampleCache(tmp_path, size) for size in (SIZE, 2 * SIZE))
-    assert small.name(record) != large.name(record)
+    assert small.image_name(record) != large.image_name(record)
+    assert small.mask_name(record) != large.mask_name(record)
 
 
 def test_a_cut_entry_is_read_anew(record, reads, tmp_path):
     cache = ExampleCache(tmp_path, SIZE)
     load(cache, record)
-    entry = tmp_path / cache.name(record)
+    entry = tmp_path / cache.image_name(record)
     entry.write_bytes(entry.read_bytes()[:-1])
     assert_same(load(cache, record), pixels(record))
     assert_same(load(cache, record), pixels(record))
@@ -110,7 +112,7 @@ def test_a_cut_entry_is_read_anew(record, reads, tmp_path):
 
 def test_a_full_disk_ends_the_storing_and_not_the_run(record, reads, tmp_path, monkeypatch):
     cache = ExampleCache(tmp_path / "cache", SIZE)
-    cache.folder.mkdir()
+    cache.entries.folder.mkdir()
 
     room = [100]  # bytes that the disk has left
     monkeypatch.setattr(os, "writev", lambda file, _: os.write(file, bytes(room.pop() if room else 0)))
@@ -150,10 +152,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 HOLD = """
 from pathlib import Path
-from medvlsm_jax.data.reading import cache
-cache.SHARED_MEMORY = Path({!r})
+from medvlsm_jax.data.reading import cache, room
+room.SHARED_MEMORY = Path({!r})
 with cache.open_cache("memory", 16, 1) as found:
-    print(found.folder, flush=True)
+    print(found.entries.folder, flush=True)
     input()
 """
 
@@ -170,7 +172,7 @@ def test_memory_of_killed_runs_is_freed_and_that_of_others_is_kept(tmp_path, mon
         gone, kept = (Path(run.stdout.readline().strip()) for run in (killed, running))
         killed.kill()
         killed.wait()
-        monkeypatch.setattr(caching, "SHARED_MEMORY", tmp_path)
+        monkeypatch.setattr(room, "SHARED_MEMORY", tmp_path)
         free = 4 * SIZE**2 * 100
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0 if gone.exists() else free))
         with open_cache(where, SIZE, 1) as cache:  # which has room once the memory is freed
@@ -179,16 +181,9 @@ def test_memory_of_killed_runs_is_freed_and_that_of_others_is_kept(tmp_path, mon
         running.kill()
 
 
-def test_memory_of_a_killed_run_of_our_own_process_id_is_freed(tmp_path):
-    gone = tmp_path / f"{caching.PREFIX}{os.getpid()}-x"  # a container that starts again has the old process ids
-    gone.mkdir()
-    caching.remove_abandoned(tmp_path)
-    assert not gone.exists()
-
-
 def test_an_entry_that_may_not_be_read_is_read_anew(record, reads, tmp_path):
     cache = ExampleCache(tmp_path, SIZE)
-    (tmp_path / cache.name(record)).symlink_to(cache.name(record))  # a loop, which no one may open
+    (tmp_path / cache.image_name(record)).symlink_to(cache.image_name(record))  # a loop, which no one may open
     assert_same(load(cache, record), pixels(record))
     assert len(reads) == 1
 

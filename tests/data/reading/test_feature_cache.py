@@ -10,7 +10,7 @@ import pytest
 
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.reading import feature_cache as module
-from medvlsm_jax.data.reading.cache import Entries
+from medvlsm_jax.data.reading.entries import Entries
 from medvlsm_jax.data.reading.feature_cache import FeatureCache, open_features
 from medvlsm_jax.errors import UserError
 

@@ -20,7 +20,7 @@ from medvlsm_jax.data.images import load_pair
 from medvlsm_jax.data.language.tokenizers import load_tokenizer
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.reading.cache import open_cache
-from medvlsm_jax.data.reading.pipeline import Loader, eval_batches, steps_per_epoch, train_batches
+from medvlsm_jax.data.reading.pipeline import Loader, eval_batches, order_of, steps_per_epoch, train_batches
 from medvlsm_jax.errors import UserError
 
 BATCH = 4
@@ -31,6 +31,10 @@ RECORDS = 10  # two passes are five batches
 def loader(sample) -> Loader:
     records = load_records(sample, "sample", "train")[:RECORDS]
     return Loader(records, load_tokenizer("builtin", 24), "random", 16, seed=3)
+
+
+def batches_of(loader: Loader, batch_size: int, seed: int, **options):
+    return train_batches(loader, order_of(loader.records, batch_size, seed), **options)
 
 
 def take(batches, count: int) -> list[dict[str, np.ndarray]]:
@@ -62,7 +66,7 @@ def test_an_example_is_the_record(loader):
 
 
 def test_batches_have_fixed_shapes_and_types(loader):
-    batch = take(train_batches(loader, BATCH, seed=0), 1)[0]
+    batch = take(batches_of(loader, BATCH, seed=0), 1)[0]
     assert {name: (x.shape, x.dtype.name) for name, x in batch.items()} == {
         "image": ((BATCH, 16, 16, 3), "uint8"),
         "mask": ((BATCH, 16, 16, 1), "uint8"),
@@ -74,27 +78,27 @@ def test_batches_have_fixed_shapes_and_types(loader):
 
 
 def test_a_seed_fixes_the_batches(loader):
-    first, again, other = (take(train_batches(loader, BATCH, seed=seed), 5) for seed in (0, 0, 1))
+    first, again, other = (take(batches_of(loader, BATCH, seed=seed), 5) for seed in (0, 0, 1))
     assert_equal(first, again)
     assert indices(first) != indices(other)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7])
 def test_a_run_continues_at_any_step_as_if_unbroken(loader, step):
-    whole = take(train_batches(loader, BATCH, seed=0), step + 3)
-    assert_equal(take(train_batches(loader, BATCH, seed=0, first_step=step), 3), whole[step:])
+    whole = take(batches_of(loader, BATCH, seed=0), step + 3)
+    assert_equal(take(batches_of(loader, BATCH, seed=0, first_step=step), 3), whole[step:])
 
 
 def test_a_run_reads_no_further_than_its_last_step(loader):
-    whole = take(train_batches(loader, BATCH, seed=0), 7)
-    assert_equal(take(train_batches(loader, BATCH, seed=0, first_step=4, last_step=7), 99), whole[4:])
-    assert take(train_batches(loader, BATCH, seed=0, first_step=7, last_step=7), 99) == []
+    whole = take(batches_of(loader, BATCH, seed=0), 7)
+    assert_equal(take(batches_of(loader, BATCH, seed=0, first_step=4, last_step=7), 99), whole[4:])
+    assert take(batches_of(loader, BATCH, seed=0, first_step=7, last_step=7), 99) == []
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_each_step(loader, count):
-    whole = take(train_batches(loader, BATCH, seed=0, first_step=1), 5)
-    shares = [take(train_batches(loader, BATCH, seed=0, first_step=1, process=(i, count)), 5) for i in range(count)]
+    whole = take(batches_of(loader, BATCH, seed=0, first_step=1), 5)
+    shares = [take(batches_of(loader, BATCH, seed=0, first_step=1, process=(i, count)), 5) for i in range(count)]
     for step, batch in enumerate(whole):
         parts = [share[step] for share in shares]
         assert {len(part["index"]) for part in parts} == {BATCH // count}
@@ -103,7 +107,7 @@ def test_processes_share_each_step(loader, count):
 
 def test_a_batch_may_be_larger_than_the_set(loader):
     small = dataclasses.replace(loader, records=loader.records[:3])
-    assert Counter(indices(take(train_batches(small, 6, seed=0), 2))) == {0: 4, 1: 4, 2: 4}
+    assert Counter(indices(take(batches_of(small, 6, seed=0), 2))) == {0: 4, 1: 4, 2: 4}
     assert steps_per_epoch(3, 6) == 1
     assert steps_per_epoch(10, 4) == 2
 
@@ -117,7 +121,7 @@ def test_random_sentences_depend_on_seed_pass_and_index_alone(loader):
 
 
 def test_training_draws_the_sentence_of_its_pass(loader):
-    batches = take(train_batches(loader, BATCH, seed=0), 5)
+    batches = take(batches_of(loader, BATCH, seed=0), 5)
     rows = [row for batch in batches for row in batch["input_ids"]]
     passes = Counter()
     for index, row in zip(indices(batches), rows, strict=True):
@@ -155,14 +159,14 @@ def parsed_flags():
 
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_worker_processes_give_the_same_batches(loader, parsed_flags, num_workers):
-    expected = take(train_batches(loader, BATCH, seed=0, first_step=2), 11)
-    found = train_batches(loader, BATCH, seed=0, first_step=2, num_workers=num_workers, num_threads=2)
+    expected = take(batches_of(loader, BATCH, seed=0, first_step=2), 11)
+    found = batches_of(loader, BATCH, seed=0, first_step=2, num_workers=num_workers, num_threads=2)
     assert_equal(take(found, 11), expected)
 
 
 def test_worker_processes_leave_signals_to_the_program(loader, parsed_flags):
-    whole = take(train_batches(loader, BATCH, seed=0), 12)
-    with contextlib.closing(train_batches(loader, BATCH, seed=0, num_workers=1, num_threads=2)) as batches:
+    whole = take(batches_of(loader, BATCH, seed=0), 12)
+    with contextlib.closing(batches_of(loader, BATCH, seed=0, num_workers=1, num_threads=2)) as batches:
         found = [next(batches)]
         for worker in multiprocessing.active_children():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -174,11 +178,11 @@ KILLED = """
 import os, signal, sys, time
 from absl import flags
 from medvlsm_jax.data.loading import load_records
-from medvlsm_jax.data.reading.pipeline import Loader, train_batches
+from medvlsm_jax.data.reading.pipeline import Loader, order_of, train_batches
 if __name__ == "__main__":
     flags.FLAGS(sys.argv[:1])
     loader = Loader(load_records(sys.argv[1], "sample", "train"), None, "p6", 16)
-    batches = train_batches(loader, 4, seed=0, num_workers=1)
+    batches = train_batches(loader, order_of(loader.records, 4, seed=0), num_workers=1)
     for _ in range(8):
         next(batches)
     time.sleep(1)  # the worker has read ahead and waits
@@ -196,11 +200,12 @@ def test_worker_processes_end_with_a_program_that_is_killed(sample, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_cache_changes_no_batch(loader, parsed_flags, num_workers):
-    expected = take(train_batches(loader, BATCH, seed=0, last_step=9), 9)
+    expected = take(batches_of(loader, BATCH, seed=0, last_step=9), 9)
     with open_cache("memory", loader.image_size, len(loader.records)) as cache:
         cached = dataclasses.replace(loader, cache=cache)
-        assert_equal(take(train_batches(cached, BATCH, seed=0, last_step=9, num_workers=num_workers), 9), expected)
-        assert len(list(cache.folder.iterdir())) == RECORDS
+        assert_equal(take(batches_of(cached, BATCH, seed=0, last_step=9, num_workers=num_workers), 9), expected)
+        files = {record.image for record in loader.records} | {record.mask for record in loader.records}
+        assert len(list(cache.entries.folder.iterdir())) == len(files)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -208,7 +213,7 @@ def test_an_unreadable_image_is_named(loader, parsed_flags, num_workers, tmp_pat
     broken = dataclasses.replace(loader.records[1], image=tmp_path / "broken.png")
     broken.image.write_bytes(b"no image")
     records = [loader.records[0], broken, *loader.records[2:]]
-    batches = train_batches(dataclasses.replace(loader, records=records), BATCH, seed=0, num_workers=num_workers)
+    batches = batches_of(dataclasses.replace(loader, records=records), BATCH, seed=0, num_workers=num_workers)
     with pytest.raises(Exception, match=f"{broken.image} cannot be decoded as an image"):
         take(batches, 3)
 
@@ -230,6 +235,6 @@ def test_a_shared_memory_that_is_too_small_for_the_workers_is_named_before_one_i
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 14))
     with pytest.raises(UserError, match=r"config\.data\.num_workers=2: the batches .* of /dev/shm, which has 0 MiB"):
-        train_batches(loader, 4, seed=0, num_workers=2)
-    with contextlib.closing(train_batches(loader, 4, seed=0)):
+        batches_of(loader, 4, seed=0, num_workers=2)
+    with contextlib.closing(batches_of(loader, 4, seed=0)):
         pass
