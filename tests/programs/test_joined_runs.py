@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from processes import run_processes
 
 from medvlsm_jax import models
+from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.train import train
 
 SCRIPT = Path(joined_runs.__file__)
@@ -49,8 +51,8 @@ def here(sample, tmp_path, use_devices) -> Callable[..., Path]:
     return run
 
 
-def join(count: int, tmp_path: Path, sample: Path, *runs: str) -> None:
-    """Trains in joined processes, on four devices together."""
+def join(count: int, tmp_path: Path, sample: Path, *runs: str) -> Counter[str]:
+    """Trains in joined processes, on four devices together; returns how much all of them gave to frozen encoders."""
     paths = os.pathsep.join(str(path) for path in (SCRIPT.parent, SCRIPT.parents[1]))
     env = {"PYTHONPATH": paths}
     finished = run_processes(count, 4 // count, SCRIPT, str(tmp_path), str(sample), *runs, env=env, timeout=900)
@@ -59,12 +61,17 @@ def join(count: int, tmp_path: Path, sample: Path, *runs: str) -> None:
     results = [[line for line in process.stdout.splitlines() if line.startswith('{"')] for process in finished]
     assert all(result == results[0] for result in results)
     assert all("epoch" not in process.stdout for process in finished[1:])  # the first process alone speaks
+    encoded = [json.loads(process.stdout.rpartition("encoded ")[2]) for process in finished]
+    return Counter({kind: sum(counts[kind] for counts in encoded) for kind in encoded[0]})
 
 
 def test_two_processes_are_one_and_checkpoints_pass_between_them(here, tmp_path, sample):
-    """A frozen encoder whose outputs are kept, and batch-normalised layers that are trained."""
+    """A frozen encoder whose outputs are kept in the second epoch, and batch-normalised layers that are trained."""
     whole = {model: here(model, model) for model in MODELS}
     here("back", "small_cris", 2)
-    join(2, tmp_path, sample, "there:small:2", "back:small_cris:0")
+    encoded = join(2, tmp_path, sample, "there:small:6", "back:small_cris:0")
+    records = [record for split in ("train", "val") for record in load_records(sample, "sample", split)]
+    images = {record.image for record in records}
+    assert len(images) <= encoded["image"] <= len(images) + 1  # each once; one may have records in both processes
     assert_close(tmp_path / "back", whole["small_cris"])  # begun by one process, ended by two
     assert_close(here("there", "small"), whole["small"])  # and the other way round

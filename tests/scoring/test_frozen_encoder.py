@@ -14,7 +14,7 @@ from small_network import SMALL
 from medvlsm_jax import models
 from medvlsm_jax.data.language.tokenizers import load_tokenizer
 from medvlsm_jax.data.loading import load_records
-from medvlsm_jax.data.reading.entries import Entries
+from medvlsm_jax.data.reading.entries import BOOK, Entries
 from medvlsm_jax.data.reading.pipeline import Loader
 from medvlsm_jax.losses import LOSSES
 from medvlsm_jax.models import initial_arrays
@@ -123,7 +123,7 @@ def test_without_room_everything_is_encoded_anew_and_nothing_is_wrong(sample, en
     for _ in range(2):
         made = encoder.complete(loader(ROWS))
         jax.tree.map(np.testing.assert_array_equal, made["image_features"], stored["image_features"])
-    assert not list(encoder.cache.entries.folder.iterdir())
+    assert {path.name for path in encoder.cache.entries.folder.iterdir()} == {BOOK}
 
 
 def test_the_key_changes_with_the_weights_and_the_settings(encoder, tmp_path, mesh_of):

@@ -133,8 +133,8 @@ def training_order(
             shards of a store, lies where this one looks for it.
         weights: share of each dataset among the draws (`pools.mixing_weights`); none: every record once a pass.
     """
-    names, images = np.asarray(datasets), np.asarray(images)
-    members = {name: deal(np.flatnonzero(names == name), images) for name in dict.fromkeys(datasets)}
+    names, files = np.asarray(datasets), np.asarray(images)
+    members = {name: deal(np.flatnonzero(names == name), files) for name in dict.fromkeys(datasets)}
     if not weights:
         streams = num_streams(batch_size, len(names))
         return Order(batch_size, [Line(interleave(list(members.values())), streams, (seed,))])

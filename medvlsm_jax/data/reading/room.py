@@ -9,17 +9,6 @@ from typing import NamedTuple
 SHARED_MEMORY = Path("/dev/shm")  # of Linux; elsewhere the folder for temporary files stands in
 RUN_SHARE = 0.5  # of the memory that is left, for what a run comes to need besides
 ROOT = Path("/")  # of the file system in which the kernel tells of memory
-# Where control groups are mounted, and their files: limit, use, and what of the use are files that the kernel can drop.
-GROUPS = (
-    ("sys/fs/cgroup", r"0::(.*)", "memory.max", "memory.current", ("inactive_file", "active_file")),
-    (
-        "sys/fs/cgroup/memory",
-        r"\d+:(?:.*,)?memory(?:,.*)?:(.*)",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        ("total_inactive_file", "total_active_file"),
-    ),
-)
 
 
 class Room(NamedTuple):
@@ -27,6 +16,36 @@ class Room(NamedTuple):
 
     free: int
     of: str
+
+
+class Groups(NamedTuple):
+    """Control groups of one version.
+
+    Attributes:
+        mount: where they lie.
+        line: a pattern of the line of /proc/self/cgroup that names the one of this process.
+        limit: the file with the largest number of bytes.
+        use: the file with the present one.
+        dropped: what of the use, in memory.stat, are files that the kernel can drop.
+    """
+
+    mount: str
+    line: str
+    limit: str
+    use: str
+    dropped: tuple[str, ...]
+
+
+VERSIONS = (
+    Groups("sys/fs/cgroup", "^0::(.*)$", "memory.max", "memory.current", ("inactive_file", "active_file")),
+    Groups(
+        "sys/fs/cgroup/memory",
+        r"^\d+:(?:.*,)?memory(?:,.*)?:(.*)$",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
 
 
 def memory() -> Path:
@@ -52,23 +71,24 @@ def memory_left() -> list[Room]:
     found = []
     if number := re.search(r"MemAvailable: +(\d+) kB", read(ROOT / "proc/meminfo")):
         found.append(Room(int(number[1]) * 1024, "this machine's memory"))
-    for mount, line, *files in GROUPS:
-        if place := re.search(f"^{line}$", read(ROOT / "proc/self/cgroup"), re.MULTILINE):
+    for groups in VERSIONS:
+        if place := re.search(groups.line, read(ROOT / "proc/self/cgroup"), re.MULTILINE):
             # In a container the place may be that outside of it, and what is mounted its own group.
-            inner = ROOT / mount / place[1].lstrip("/")
-            groups = [path for path in (inner, *inner.parents) if path.is_relative_to(ROOT / mount)]
-            left = [room for group in groups if (room := group_left(group, *files)) is not None]
+            top = ROOT / groups.mount
+            inner = top / place[1].lstrip("/")
+            folders = [folder for folder in (inner, *inner.parents) if folder.is_relative_to(top)]
+            left = [free for folder in folders if (free := group_left(folder, groups)) is not None]
             found += [Room(free, "this job's memory limit") for free in left]
     return found
 
 
-def group_left(group: Path, limit: str, use: str, dropped: tuple[str, ...]) -> int | None:
+def group_left(folder: Path, groups: Groups) -> int | None:
     """What one control group leaves of its memory; None where it has no limit."""
-    numbers = [read(group / name).strip() for name in (limit, use)]
-    if not all(number.isdecimal() for number in numbers):  # `max`, or no such file
+    limit, use = (read(folder / name).strip() for name in (groups.limit, groups.use))
+    if not limit.isdecimal() or not use.isdecimal():  # `max`, or no such file
         return None
-    counts = dict(re.findall(r"^(\w+) (\d+)$", read(group / "memory.stat"), re.MULTILINE))
-    return max(0, int(numbers[0]) - int(numbers[1]) + sum(int(counts.get(name, 0)) for name in dropped))
+    counts = dict(re.findall(r"^(\w+) (\d+)$", read(folder / "memory.stat"), re.MULTILINE))
+    return max(0, int(limit) - int(use) + sum(int(counts.get(name, 0)) for name in groups.dropped))
 
 
 def read(path: Path) -> str:

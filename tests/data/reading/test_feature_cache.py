@@ -10,7 +10,7 @@ import pytest
 
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.reading import feature_cache as module
-from medvlsm_jax.data.reading.entries import Entries
+from medvlsm_jax.data.reading.entries import Entries, Together
 from medvlsm_jax.data.reading.feature_cache import FeatureCache, open_features
 from medvlsm_jax.errors import UserError
 
@@ -72,22 +72,36 @@ def test_entries_stay_below_their_limit_and_count_what_a_folder_holds(tmp_path):
 
 @pytest.mark.parametrize("where", ["memory", "auto", "folder"])
 def test_the_room_is_half_of_what_is_free_or_what_the_config_says(tmp_path, monkeypatch, where):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * module.GIB))
     place = str(tmp_path / "features") if where == "folder" else where
-    with open_features(place, 0.0, 400) as entries:
-        assert entries.limit == 500
-    with open_features(place, 2.0, 400) as entries:
-        assert entries.limit == 2 * module.GIB
-        assert entries.folder.is_dir()
-    assert entries.folder.is_dir() == (where == "folder")
+    for limit_gib, expected in [(0.0, 2), (3.0, 3), (9.0, 4)]:
+        with open_features(place, limit_gib, 400) as entries:
+            assert entries.limit == expected * module.GIB
+            assert entries.folder.is_dir()
+        assert entries.folder.is_dir() == (where == "folder")
 
 
-def test_what_does_not_fit_is_said(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("where", ["memory", "auto", "folder"])
+def test_what_does_not_fit_is_kept_in_part_where_it_is_asked_for_and_said(tmp_path, monkeypatch, capsys, where):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=module.GIB))
-    with open_features(str(tmp_path), 0.0, module.GIB):
-        pass
-    assert "takes 1.0 GiB" in caplog.text
-    assert "is given 0.5" in caplog.text
+    place = str(tmp_path) if where == "folder" else where
+    for needed, taken, is_whole in [(0.5, 0, True), (0.6, 0, False), (0.5, 0.1, where == "folder")]:
+        size = int(needed * module.GIB)
+        with open_features(place, 0.0, size, int(taken * module.GIB)) as entries:
+            assert (entries is None) == (where == "auto" and not is_whole)
+        line = capsys.readouterr().out
+        assert line.count("\n") == 1
+        assert f"({needed} GiB)" in line
+        if not is_whole:
+            assert "leaves 0.5 for it" in line or "leaves 0.4 for it" in line
+            assert ("--config.features.cache=FOLDER" in line) == (where == "auto")
+
+
+def test_no_process_keeps_what_does_not_fit_on_another_machine(capsys):
+    together = Together(agree=lambda fits: False)
+    with open_features("auto", 0.0, 400, 0, together) as entries:
+        assert entries is None
+    assert "another machine has no room for it" in capsys.readouterr().out
 
 
 def test_none_is_none_and_a_negative_limit_is_refused(tmp_path):
