@@ -69,8 +69,8 @@ def base_config() -> ml_collections.ConfigDict:
     # Worker processes (0: this one alone) and threads in each; a cache of decoded images: none, memory, auto (memory if
     # there is plenty), or a folder; whether a broken file or record is an error or is skipped ("skip") and listed.
     config.data = ml_collections.ConfigDict({"num_workers": 0, "num_threads": 4, "cache": "auto", "on_bad": "error"})
-    # Outputs of a frozen encoder, computed once: none, memory (which auto is), or a folder; at most so many GiB of them
-    # (0: half of what is free there).
+    # Outputs of a frozen encoder, computed once: none, memory (as much as fits), auto (memory if all fits there, else
+    # none), or a folder; at most so many GiB of them (0: half of what is free there, or of what the job's memory leaves).
     config.features = ml_collections.ConfigDict({"cache": "auto", "limit_gib": 0.0})
     config.log_every_steps = 10
     config.checkpoint_every_steps = 0  # besides the end of each epoch

@@ -234,7 +234,7 @@ def test_a_network_with_several_outputs_is_told_which_one_a_record_is_about(load
 def test_a_shared_memory_that_is_too_small_for_the_workers_is_named_before_one_is_killed(loader, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 14))
-    with pytest.raises(UserError, match=r"config\.data\.num_workers=2: the batches .* of /dev/shm, which has 0 MiB"):
+    with pytest.raises(UserError, match=r"config\.data\.num_workers=2: the batches .* but /dev/shm has 0 MiB to spare"):
         batches_of(loader, 4, seed=0, num_workers=2)
     with contextlib.closing(batches_of(loader, 4, seed=0)):
         pass
