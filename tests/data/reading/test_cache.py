@@ -16,7 +16,7 @@ from PIL import Image
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.reading import cache as caching
-from medvlsm_jax.data.reading import room
+from medvlsm_jax.data.reading import entries, room
 from medvlsm_jax.data.reading.cache import ExampleCache, open_cache, read_pair
 from medvlsm_jax.errors import UserError
 
@@ -192,6 +192,6 @@ def test_what_was_decoded_by_other_rules_is_decoded_anew(record, tmp_path, reads
     load(ExampleCache(tmp_path, SIZE), record)
     load(ExampleCache(tmp_path, SIZE), record)
     assert len(reads) == 1
-    monkeypatch.setattr(caching, "VERSION", 0)
+    monkeypatch.setattr(entries, "VERSION", 0)
     load(ExampleCache(tmp_path, SIZE), record)
     assert len(reads) == 2
