@@ -70,7 +70,7 @@ def base_config() -> ml_collections.ConfigDict:
     # there is plenty), or a folder; whether a broken file or record is an error or is skipped ("skip") and listed.
     config.data = ml_collections.ConfigDict({"num_workers": 0, "num_threads": 4, "cache": "auto", "on_bad": "error"})
     # Outputs of a frozen encoder, computed once: none, memory (as much as fits), auto (memory if all fits there, else
-    # none), or a folder; at most so many GiB of them (0: half of what is free there, or of what the job's memory leaves).
+    # none), or a folder; at most so many GiB of them (0: half of the room there, which a job's memory limit bounds).
     config.features = ml_collections.ConfigDict({"cache": "auto", "limit_gib": 0.0})
     config.log_every_steps = 10
     config.checkpoint_every_steps = 0  # besides the end of each epoch
