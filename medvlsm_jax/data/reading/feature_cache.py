@@ -123,11 +123,11 @@ def describe(where: str, needed: int, limit: int, room: Room, *, fits: bool) -> 
     outputs = f"what the frozen encoders make ({needed / GIB:.1f} GiB)"
     if fits:
         return f"{outputs} is kept in {place}"
-    reason = f"{room.of} leaves {limit / GIB:.1f} for it"
-    why = "another machine has no room for it" if needed <= limit else reason
+    local = f"{room.of} leaves {limit / GIB:.1f} for it"
+    reason = "another machine has no room for it" if needed <= limit else local
     if where == AUTO:
         advice = "--config.features.cache=FOLDER keeps it on a disk"
-        return f"{outputs} is not kept: they run in every step, for {why}; {advice}"
+        return f"{outputs} is not kept: they run in every step, for {reason}; {advice}"
     return f"of {outputs} a part is kept in {place}, for {reason}; the rest is made anew in every epoch"
 
 
