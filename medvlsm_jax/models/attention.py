@@ -206,30 +206,16 @@ def backward(
         of_weights = jnp.einsum("bthc,bshc->bhts", gradient, value, preferred_element_type=jnp.float32)
         whole = out if lost is None else out.astype(jnp.float32) + lost
         rows = jnp.einsum("bthc,bthc->bht", gradient, whole, preferred_element_type=jnp.float32)
-        scaled, weights = gradient * (inverse / (1 - dropout)), powers
+        scaled, weights = (gradient * (inverse / (1 - dropout))).astype(query.dtype), powers
         if dropout:
             of_weights = jnp.where(powers > 0, of_weights / (1 - dropout), 0)
             weights, powers = jnp.maximum(powers, 0), jnp.abs(powers)
-        of_value = weighted(weights, scaled)
+        of_value = jnp.einsum("bhts,bthc->bshc", weights, scaled)
         scales = inverse.swapaxes(1, 2) * jnp.float32(1 / query.shape[-1] ** 0.5)
         of_scores = (powers.astype(jnp.float32) * (of_weights - rows[..., None]) * scales).astype(query.dtype)
         of_query = jnp.einsum("bhts,bshc->bthc", of_scores, key)
         of_key = jnp.einsum("bhts,bthc->bshc", of_scores, query)
     return of_query, of_key, of_value, None, None
-
-
-def weighted(weights: Array, x: Array) -> Array:
-    """Sums over queries of a float32 `x` (B, T, heads, c), for each key, in the type of the weights (B, heads, T, S).
-
-    In two bytes both halves of `x` lie side by side in one product: heads of 64 leave room for that in units of 128.
-    """
-    near, lost = halves(x, weights.dtype)
-    if lost is None:
-        return jnp.einsum("bhts,bthc->bshc", weights, near)
-    joined = jnp.concatenate([near, lost], -1)
-    sums = jnp.einsum("bhts,bthc->bshc", weights, joined, preferred_element_type=jnp.float32)
-    of_near, of_lost = jnp.split(sums, 2, -1)
-    return (of_near + of_lost).astype(weights.dtype)
 
 
 xla_attention.defvjp(forward, backward)

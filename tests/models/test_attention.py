@@ -77,10 +77,9 @@ def test_in_bfloat16_errors_are_those_of_jaxs_own(name, tokens, sharpness, maske
     with pltpu.force_tpu_interpret_mode():
         found = errors(ours(name, mask, is_causal))
     assert np.isfinite(found).all()
-    # Plain XLA keeps exponentials of two bytes: where jax rounds the gradients of query and key twice, it does so three
-    # times, which is the square root of 3/2 of the error.
-    bounds = np.array([1.2, 1.225, 1.225, 1.2] if name == "xla" else [1.2] * 4)
-    assert (found[:, 0] <= bounds * theirs[:, 0]).all(), found[:, 0] / theirs[:, 0]
+    # Plain XLA keeps exponentials of two bytes: where jax rounds gradients twice, it does so three times, which is the
+    # square root of 3/2 of the error.
+    assert (found[:, 0] <= (1.23 if name == "xla" else 1.2) * theirs[:, 0]).all(), found[:, 0] / theirs[:, 0]
     assert (found[:, 1] < 2**-7).all()  # a single difference, which is rounded one way or the other
 
 
