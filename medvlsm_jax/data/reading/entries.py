@@ -135,9 +135,10 @@ def stamp(file: File) -> Stamp:
 
 def image_stamp(record: Record) -> Stamp:
     """Those of a record's image; of a store's copies of an image, one for each of its records, they are the same."""
-    image, (name, *others) = record.image, stamp(record.image)
-    name = f"{image.folder}/{image.split}:{image.path}" if isinstance(image, StoredFile) else name
-    return name, *others
+    image, (name, time_ns, size, rules) = record.image, stamp(record.image)
+    if isinstance(image, StoredFile):
+        name = f"{image.folder}/{image.split}:{image.path}"
+    return name, time_ns, size, rules
 
 
 def read_arrays(path: str, *arrays: np.ndarray) -> bool:
