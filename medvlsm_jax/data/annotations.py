@@ -1,13 +1,13 @@
 """Annotation files of the original: one json list per split, one record per object."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.files import File, find_named, leads_out
+from medvlsm_jax.data.schema import from_entry
 from medvlsm_jax.errors import UserError
 
 
@@ -47,37 +47,15 @@ class Record:
 
 def parse_record(entry: Any, card: Card, root: Path, where: str) -> Record:
     """One json object as a record of the dataset in `root`; `where` names it in errors."""
+    line = from_entry(entry, where)
     folders = (root / "images" / card.subfolder, root / "masks" / card.subfolder)
-    try:
-        image, mask, prompts = entry["img_name"], entry["mask_name"], entry["prompts"]
-        prompts = {key: value if isinstance(value, str) else tuple(value) for key, value in prompts.items()}
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{where}: needs img_name, mask_name and prompts ({error})") from error
-    for folder, name in zip(folders, (image, mask), strict=True):
-        if not isinstance(name, str):
-            raise UserError(f"{where}: {name!r} is no file name")
+    for folder, name in zip(folders, (line.image, line.mask), strict=True):
         if leads_out(name) or not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{where}: {name} leads out of {folder}")
-    attributes = entry.get("attributes") or {}
-    if not isinstance(attributes, dict) or not all(isinstance(word, str) for word in attributes.values()):
-        raise UserError(f"{where}: attributes must be words by name, not {attributes!r}")
-    named = attributes.get("class", "")
-    target = named if named in card.targets else find_target(card, prompts)
-    spacing, group = parse_spacing(entry.get("spacing"), where), entry.get("group") or ""
-    if not isinstance(group, str):
-        raise UserError(f"{where}: group must be a text, the name of a patient or a sequence, not {group!r}")
-    image_file, mask_file = find_named(folders[0], image), find_named(folders[1], mask)
-    return Record(card, image_file, mask_file, prompts, target, attributes, mask, spacing, group)
-
-
-def parse_spacing(value: Any, where: str) -> tuple[float, float] | None:
-    """Millimetres of a pixel, down and across; None for None. Raises UserError for all but two positive numbers."""
-    if value is None:
-        return None
-    numbers = value if isinstance(value, list) else []
-    if len(numbers) != 2 or not all(type(n) in (int, float) and 0 < n < math.inf for n in numbers):
-        raise UserError(f"{where}: spacing must be two positive numbers, mm of a pixel down and across, not {value!r}")
-    return float(numbers[0]), float(numbers[1])
+    named = line.attributes.get("class", "")
+    target = named if named in card.targets else find_target(card, line.prompts)
+    image, mask = find_named(folders[0], line.image), find_named(folders[1], line.mask)
+    return Record(card, image, mask, line.prompts, target, line.attributes, line.mask, line.spacing, line.group)
 
 
 def find_target(card: Card, prompts: Mapping[str, str | tuple[str, ...]]) -> str:

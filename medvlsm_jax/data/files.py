@@ -51,12 +51,12 @@ def find_named(folder: Path, name: str) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a json file; raises UserError when it is missing, not UTF-8 or not json."""
+    """The content of a json file, with a byte order mark or without; raises UserError when it is missing or broken."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: the split has no annotation file") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, no json, numbers of a thousand digits, bottomless
         raise UserError(f"{path} is not valid json: {error}") from error
 
 

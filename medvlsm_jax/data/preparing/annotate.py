@@ -8,24 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medvlsm_jax.data.cards import SPLITS, Card
-from medvlsm_jax.data.decoding.decode import decode
-from medvlsm_jax.data.images import check_sizes, picture, to_binary, to_rgb
-from medvlsm_jax.data.language.attributes import MEASURED, measure
+from medvlsm_jax.data.language.attributes import MEASURED
 from medvlsm_jax.data.language.grammars import ATTRIBUTES, GENERAL, make_prompts, named_grammar, read_descriptions
 from medvlsm_jax.data.loading import split_card
+from medvlsm_jax.data.preparing.measuring import Box, Measured, measure_files
 from medvlsm_jax.data.preparing.overrides import Descriptions, Overrides, check_overrides
 from medvlsm_jax.data.preparing.records_csv import back_up, find_rows, has_words, read_annotated
-from medvlsm_jax.data.preparing.splits import RecordLine
+from medvlsm_jax.data.schema import GIVEN, RecordLine, to_entry
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.processes import map_in_processes
 from medvlsm_jax.written import Written
 
 KEEPABLE = (*MEASURED, GENERAL)
-
-Measured = tuple[dict[str, str], tuple[int, int, int, int] | None]  # words and box of a mask
+NAMES = tuple(f"anns/{split}.json" for split in SPLITS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +31,13 @@ class Described:
     Attributes:
         row: names, split, class and what else was known of it.
         attributes: all its words.
-        box: of the mask, in pixels: left, top, and right and bottom just outside of it; None of an empty one.
+        box: of the mask; None of an empty one.
         published: the same record in the published annotations, if there is one.
     """
 
     row: RecordLine
     attributes: Mapping[str, str]
-    box: tuple[int, int, int, int] | None
+    box: Box | None
     published: RecordLine | None
 
 
@@ -74,18 +70,48 @@ def annotate(
         UserError: a file is missing or broken, a class is not known, an override is of no file, the descriptions
             are of no class, or annotations that were written here have been changed by hand.
     """
-    record, names = Written("--data_dir", folder), [f"anns/{split}.json" for split in SPLITS]
-    record.check(name for name in names if name in record.digests)
+    check_unchanged(folder)
     described = describe_records(folder, card, workers=workers, overrides=overrides, keep=keep, true_thirds=true_thirds)
     check_descriptions(descriptions, described)
+    return write_annotations(folder, card, described, descriptions=descriptions, keep_general=GENERAL in keep)
+
+
+def check_unchanged(folder: Path) -> None:
+    """Raises a UserError when annotations that were written here have been changed by hand."""
+    record = Written("--data_dir", folder)
+    record.check(name for name in NAMES if name in record.digests)
+
+
+def write_annotations(
+    folder: Path,
+    card: Card,
+    described: Sequence[Described],
+    *,
+    descriptions: Descriptions | None = None,
+    keep_general: bool = False,
+) -> Counter[str]:
+    """Writes anns/{train,val,test}.json of records with their words; published ones move to anns.published/ first.
+
+    Args:
+        folder: of the dataset.
+        card: names classes, grammar and general descriptions.
+        described: the records.
+        descriptions: to take instead of the card's.
+        keep_general: take the published ones instead.
+
+    Returns:
+        The number of records of each split.
+    """
+    check_named(described, card)
     files = {split: [] for split in SPLITS}
     for item in described:
         given = descriptions
-        if GENERAL in keep and item.published and item.published.entry:
+        if keep_general and item.published and item.published.entry:
             given = read_descriptions(item.published.entry["prompts"])
         files[item.row.split].append(make_entry(item, card, given))
     back_up(folder)
-    record.adopt(names)  # they are of this program, or kept
+    record = Written("--data_dir", folder)
+    record.adopt(NAMES)  # they are of this program, or kept
     with record.adding() as staged:
         (staged / "anns").mkdir()
         for split, entries in files.items():
@@ -118,13 +144,18 @@ def describe_records(
         kept = {name: word for name, word in original.attributes.items() if name in keep} if original else {}
         given = {**overrides.get(row.image, {}), **overrides.get(row.mask, {})}
         described.append(Described(row, {**measured, **kept, **row.attributes, **given}, box, original))
+    check_named(described, card)
+    return described
+
+
+def check_named(described: Sequence[Described], card: Card) -> None:
+    """Raises a UserError when the class of a record is not known."""
     if nameless := [item.row.mask for item in described if not item.attributes.get("class")]:
         more = f" (and {len(nameless) - 1} more)" if len(nameless) > 1 else ""
         raise UserError(
             f"{card.name}: of what class {nameless[0]}{more} is, is not known: name one class in a card's targets, or "
             "each mask's in a column class of tools/make_prompts.py --attributes=FILE.csv"
         )
-    return described
 
 
 def check_descriptions(descriptions: Descriptions | None, described: Sequence[Described]) -> None:
@@ -144,14 +175,10 @@ def make_entry(item: Described, card: Card, descriptions: Descriptions | None) -
         descriptions = card.descriptions
     elif isinstance(descriptions, Mapping):
         descriptions = descriptions.get(words["class"], card.descriptions)
-    return {
-        "img_name": item.row.image,
-        "mask_name": item.row.mask,
-        **item.row.group_and_spacing,
-        **({"bbox": list(item.box)} if item.box else {}),
-        "attributes": words,
-        "prompts": make_prompts(card.grammar, words, descriptions),
-    }
+    prompts = make_prompts(card.grammar, words, descriptions)
+    if item.row.given:
+        prompts[GIVEN] = list(item.row.given)
+    return to_entry(dataclasses.replace(item.row, box=item.box, attributes=words)) | {"prompts": prompts}
 
 
 # --- Measuring -------------------------------------------------------------------------------------------------------
@@ -170,16 +197,3 @@ def measure_rows(
     function = functools.partial(measure_files, true_thirds=true_thirds)
     pairs = list(zip(images, masks, strict=True))
     return map_in_processes(function, pairs, workers=workers, chunksize=8, desc="measuring", unit="mask")
-
-
-def measure_files(pair: tuple[Path, Path], true_thirds: bool) -> Measured:
-    """The words of one object, and the box around its mask, from an image and a mask file."""
-    image_path, mask_path = pair
-    image, mask = decode(image_path), decode(mask_path)
-    check_sizes(image_path, image, mask_path, mask)
-    mask = to_binary(mask_path, mask) > 0
-    words = measure(np.asarray(to_rgb(picture(image))), mask, true_thirds=true_thirds)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return words, None
-    return words, (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)

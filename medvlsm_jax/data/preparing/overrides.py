@@ -5,7 +5,7 @@ from pathlib import Path
 
 from medvlsm_jax.data.files import read_csv, read_json
 from medvlsm_jax.data.language.grammars import ALIASES, ATTRIBUTES, GENERAL
-from medvlsm_jax.data.preparing.splits import RecordLine
+from medvlsm_jax.data.schema import RecordLine
 from medvlsm_jax.errors import UserError
 
 Descriptions = Mapping[str, Sequence[str]] | Sequence[str]  # of each class, or of any

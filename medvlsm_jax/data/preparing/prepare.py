@@ -11,13 +11,13 @@ from typing import Any
 from medvlsm_jax import atomic
 from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.integrity import is_colondb_copy
-from medvlsm_jax.data.preparing.annotate import annotate
+from medvlsm_jax.data.preparing.annotate import Described, write_annotations
 from medvlsm_jax.data.preparing.copying import write_files
 from medvlsm_jax.data.preparing.importers import find_items
-from medvlsm_jax.data.preparing.importers.item import Item, image_size
+from medvlsm_jax.data.preparing.importers.item import sources_of
 from medvlsm_jax.data.preparing.published import find_published, match_published, read_entries, write_published
-from medvlsm_jax.data.preparing.records_csv import COLUMNS, SPACING
-from medvlsm_jax.data.preparing.splits import Leak, RecordLine, assign_splits, drop_leaks, find_leaks
+from medvlsm_jax.data.preparing.splits import Leak, assign_splits, drop_leaks, find_leaks
+from medvlsm_jax.data.schema import RecordLine, csv_rows
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.lease import FILE as LEASE
 
@@ -67,7 +67,7 @@ def prepare(
         raise UserError("--per_class: the published records are about all polyps of an image; leave out --annotations")
     folder = data_dir / card.name
     check_apart(raw, folder)
-    items = find_items(raw, card, per_class=per_class)
+    sources = sources_of(find_items(raw, card, per_class=per_class))
     if annotations is not None and is_copy_of_colondb(annotations, card):
         print(f"warning: the published records of {card.name} are CVC-ColonDB's: its own are made from its images")
         annotations = None
@@ -82,9 +82,10 @@ def prepare(
     if finished := claim(folder, files, splits):
         return finished
     atomic.remove_abandoned(folder)
-    digests, masks = write_files(items, folder, card.subfolder, max_side=max_side, workers=workers)
-    images = folder / "images" / card.subfolder
-    rows = [row_of(item, digests, images) for item in items if item.mask in masks]
+    written = write_files(
+        sources, folder, card.subfolder, max_side=max_side, workers=workers, is_measured=annotations is None
+    )
+    rows, words = [line for line, _ in written], {line.mask: found for line, found in written}
     rows = match_published(annotations, card, rows) if annotations else draw_splits(rows, card, seed)
     rows = settle_leaks(rows, on_leak, is_published=annotations is not None)
     atomic.write_csv(folder / "records.csv", csv_rows(rows))
@@ -92,7 +93,7 @@ def prepare(
     if annotations:
         write_published(folder, rows)
     else:
-        annotate(folder, card, workers=workers)
+        write_annotations(folder, card, [described(row, words[row.mask]) for row in rows])
     counts = Counter(row.split for row in rows)
     records = {split: counts[split] for split in SPLITS}
     terms = {"licence": card.licence, "citation": card.citation, "download": card.download}
@@ -151,18 +152,10 @@ def write_source(folder: Path, values: Mapping[str, Any]) -> None:
 # --- Rows ------------------------------------------------------------------------------------------------------------
 
 
-def row_of(item: Item, digests: Mapping[str, str], images: Path) -> RecordLine:
-    """The line of records.csv of an object whose image is written."""
-    known = {"digest": digests[item.image], "spacing": find_spacing(item, images / item.image)}
-    return RecordLine(item.image, item.mask, item.split, item.group, item.target, item.attributes, **known)
-
-
-def find_spacing(item: Item, path: Path) -> tuple[float, float] | None:
-    """Millimetres of a pixel of the written image, down and across, to six digits; None where they are not known."""
-    if item.read_extent is None:
-        return None
-    (down, across), (width, height) = item.read_extent(), image_size(path)
-    return float(f"{down / height:.6g}"), float(f"{across / width:.6g}")
+def described(row: RecordLine, words: Mapping[str, str]) -> Described:
+    """A record with the words that its image and mask show, and those that are known."""
+    target = {"class": row.target} if row.target else {}
+    return Described(row, {**words, **target, **row.attributes}, row.box, published=None)
 
 
 def draw_splits(rows: Sequence[RecordLine], card: Card, seed: int) -> list[RecordLine]:
@@ -211,18 +204,3 @@ def summary(leaks: Sequence[Leak]) -> str:
     """The first leaks in words, and how many there are."""
     more = f" and {len(leaks) - 3} more" if len(leaks) > 3 else ""
     return f"splits are not apart: {'; '.join(map(str, leaks[:3]))}{more}"
-
-
-def csv_rows(rows: Sequence[RecordLine]) -> list[list[str]]:
-    """The lines of records.csv: the columns of every dataset, then the spacing and the attributes that this one has."""
-    attributes = dict.fromkeys(key for row in rows for key in row.attributes)
-    spacing = [SPACING] if any(row.spacing for row in rows) else []
-    lines = [
-        [
-            *(getattr(row, column) for column in COLUMNS),
-            *("x".join(map(str, row.spacing or ())) for _ in spacing),
-            *(row.attributes.get(key, "") for key in attributes),
-        ]
-        for row in rows
-    ]
-    return [[*COLUMNS, *spacing, *attributes], *lines]

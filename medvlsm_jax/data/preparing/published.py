@@ -10,7 +10,7 @@ from medvlsm_jax import atomic
 from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.files import read_json
 from medvlsm_jax.data.preparing.importers import camus
-from medvlsm_jax.data.preparing.splits import RecordLine
+from medvlsm_jax.data.schema import RecordLine, to_entry
 from medvlsm_jax.errors import UserError
 
 Entry = Mapping[str, Any]
@@ -94,7 +94,7 @@ def write_published(folder: Path, rows: Sequence[RecordLine]) -> None:
     (folder / "anns").mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         found = [row for row in rows if row.split == split]
-        ours = [{"img_name": row.image, "mask_name": row.mask, **row.group_and_spacing} for row in found]
+        ours = [to_entry(dataclasses.replace(row, attributes={}, box=None)) for row in found]
         entries = [{**row.entry, **known} for row, known in zip(found, ours, strict=True) if row.entry is not None]
         if entries:
             atomic.write_text(folder / "anns" / f"{split}.json", json.dumps(entries, indent=1) + "\n")

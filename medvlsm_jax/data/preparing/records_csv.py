@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medvlsm_jax import atomic
-from medvlsm_jax.data.annotations import parse_record, parse_spacing
+from medvlsm_jax.data.annotations import parse_record
 from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.files import read_csv, read_json
 from medvlsm_jax.data.integrity import is_colondb_copy
@@ -16,12 +16,11 @@ from medvlsm_jax.data.language.attributes import MEASURED
 from medvlsm_jax.data.language.grammars import attributes_of
 from medvlsm_jax.data.preparing.importers.folders import match_mask
 from medvlsm_jax.data.preparing.importers.layout import list_images, lonely
-from medvlsm_jax.data.preparing.splits import RecordLine, assign_splits
+from medvlsm_jax.data.preparing.splits import assign_splits
+from medvlsm_jax.data.schema import COLUMNS, RecordLine, from_entry, read_cells
 from medvlsm_jax.errors import UserError
 
 BACKUP = "anns.published"  # what was in anns/ before this program first wrote there
-COLUMNS = ("image", "mask", "split", "group", "target")  # of records.csv, before those of attributes
-SPACING = "spacing"  # a column that only some have, between them: mm of a pixel down and across, 0.31x0.15
 SEED = 42  # of the splits of a folder that has none
 
 
@@ -42,26 +41,11 @@ def unmeasured(row: RecordLine) -> dict[str, str]:
 
 def read_rows(path: Path) -> list[RecordLine]:
     """The lines of records.csv that are in a split."""
-    rows = []
-    for i, line in enumerate(read_csv(path), start=2):
-        if missing := [column for column in COLUMNS if column not in line]:
-            raise UserError(f"{path} has no column {missing[0]!r}: tools/prepare_data.py writes it")
-        words = {name: word for name, word in line.items() if name not in (*COLUMNS, SPACING) and word}
-        words = {"class": line["target"], **words} if line["target"] else words
-        spacing = read_spacing(line.get(SPACING, ""), f"{path}, line {i}")
-        cells = [line[column] for column in COLUMNS]
-        rows.append(RecordLine(*cells, attributes=words, spacing=spacing))
+    lines = read_csv(path)
+    if lines and (missing := [column for column in COLUMNS if column not in lines[0]]):
+        raise UserError(f"{path} has no column {missing[0]!r}: tools/prepare_data.py writes it")
+    rows = [read_cells(line, f"{path}, line {i}") for i, line in enumerate(lines, start=2)]
     return [row for row in rows if row.split in SPLITS]
-
-
-def read_spacing(text: str, where: str) -> tuple[float, float] | None:
-    """A cell of the column `spacing`; raises UserError when it is not empty and no two positive numbers."""
-    try:
-        return parse_spacing([float(number) for number in text.split("x")] if text else None, where)
-    except ValueError as error:
-        raise UserError(
-            f"{where}: spacing {text!r} is not of the form 0.31x0.15, mm of a pixel down and across"
-        ) from error
 
 
 def read_annotated(folder: Path, card: Card) -> list[RecordLine]:
@@ -77,11 +61,10 @@ def read_annotated(folder: Path, card: Card) -> list[RecordLine]:
         if card.name == "cvc300_polyp" and is_colondb_copy(entries):
             continue
         for i, entry in enumerate(entries):
-            record = parse_record(entry, card, folder, f"{path}, record {i}")
-            words = attributes_of(record)
-            names = (entry["img_name"], entry["mask_name"])
-            known = {"spacing": record.spacing, "entry": entry}
-            rows.append(RecordLine(*names, split, record.group, record.target, words, **known))
+            where = f"{path}, record {i}"
+            record = parse_record(entry, card, folder, where)
+            line, words = from_entry(entry, where), attributes_of(record)
+            rows.append(dataclasses.replace(line, split=split, target=record.target, attributes=words, entry=entry))
     return rows
 
 
@@ -110,7 +93,8 @@ def pair_files(folder: Path, card: Card) -> list[RecordLine]:
     for stem, mask in pairs.items():
         image_name = images[stem].relative_to(bases[0]).as_posix()
         mask_name = masks[mask or ""].relative_to(bases[1]).as_posix()
-        rows.append(RecordLine(image_name, mask_name, splits[stem], stem, target, {"class": target} if target else {}))
+        words = {"class": target} if target else {}
+        rows.append(RecordLine(image_name, mask_name, splits[stem], stem, target, attributes=words))
     return rows
 
 

@@ -3,49 +3,14 @@
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from medvlsm_jax.data.cards import SPLITS
 from medvlsm_jax.data.groups import SEQUENCE
+from medvlsm_jax.data.schema import RecordLine
 
 SHARES = {"train": 80, "val": 10, "test": 10}  # where a card has no counts
-
-
-@dataclasses.dataclass(frozen=True)
-class RecordLine:
-    """One object of a prepared dataset: a line of records.csv.
-
-    Attributes:
-        image: below images/SUBFOLDER.
-        mask: below masks/SUBFOLDER.
-        split: train, val or test; empty while it is in none.
-        group: the patient or the sequence; the image's name where nothing is known.
-        target: its class.
-        attributes: words known from metadata, for the prompts.
-        digest: of the image's pixels.
-        entry: the published record, where there is one.
-        spacing: mm of a pixel of the image file, down and across, where it is known.
-    """
-
-    image: str
-    mask: str
-    split: str
-    group: str
-    target: str
-    attributes: Mapping[str, str]
-    digest: str = ""
-    entry: Mapping[str, Any] | None = None
-    spacing: tuple[float, float] | None = None
-
-    @property
-    def group_and_spacing(self) -> dict[str, Any]:
-        """The two as an annotation file has them, as far as they are known."""
-        is_known = self.group not in ("", self.image, PurePosixPath(self.image).stem)
-        group = {"group": self.group} if is_known else {}
-        return group | ({"spacing": list(self.spacing)} if self.spacing else {})
 
 
 def assign_splits(

@@ -380,7 +380,7 @@ def test_an_unknown_way_with_leaks_is_refused(tmp_path):
 def test_copies_of_an_official_test_image_are_left_out_and_the_test_set_stays_as_it_is(capsys):
     split = ["test" if i < 10 else "" for i in range(40)]
     digests = ["3" if i == 20 else str(i) for i in range(40)]
-    rows = [RecordLine(f"{i}.png", f"{i}.png", split[i], f"{i}.png", "x", {}, digests[i]) for i in range(40)]
+    rows = [RecordLine(f"{i}.png", f"{i}.png", split[i], f"{i}.png", "x", digest=digests[i]) for i in range(40)]
     drawn = draw_splits(rows, CARDS["isic"], seed=0)
     assert [row.image for row in drawn if row.split == "test"] == [f"{i}.png" for i in range(10)]
     assert {f"{i}.png" for i in range(40)} - {row.image for row in drawn} == {"20.png"}

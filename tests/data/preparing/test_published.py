@@ -155,7 +155,7 @@ def test_the_published_splits_that_leak(shared, dataset):
 
     files = find_published(shared / "annotations", CARDS[dataset])
     rows = [
-        RecordLine(entry["img_name"], entry["mask_name"], split, entry["img_name"], "", {})
+        RecordLine(entry["img_name"], entry["mask_name"], split, entry["img_name"])
         for split, path in files.items()
         for entry in read_entries(path)
     ]
@@ -169,7 +169,7 @@ def test_the_published_splits_that_share_no_image(shared, dataset):
 
     files = find_published(shared / "annotations", CARDS[dataset])
     rows = [
-        RecordLine(entry["img_name"], entry["mask_name"], split, entry["img_name"], "", {})
+        RecordLine(entry["img_name"], entry["mask_name"], split, entry["img_name"])
         for split, path in files.items()
         for entry in read_entries(path)
     ]

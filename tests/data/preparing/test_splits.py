@@ -11,7 +11,7 @@ IMAGES = [f"{i}.png" for i in range(100)]
 
 
 def row(image: str, split: str, group: str = "", digest: str = "") -> RecordLine:
-    return RecordLine(image, image, split, group or image, "polyp", {}, digest or image)
+    return RecordLine(image, image, split, group or image, "polyp", digest=digest or image)
 
 
 def test_single_images_give_the_exact_counts():

@@ -41,7 +41,15 @@ def find_kind(folder: Path, kind: str, card: Card) -> list[Item]:
         written = image_name(path, name)
         found = functools.partial(as_found, path)
         items.append(
-            Item(written, f"{name}.png", found, merged, card.targets[0], written, attributes={"tumor_type": kind})
+            Item(
+                written,
+                f"{name}.png",
+                group=written,
+                target=card.targets[0],
+                attributes={"tumor_type": kind},
+                read_image=found,
+                read_mask=merged,
+            )
         )
     return items
 

@@ -14,7 +14,7 @@ from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.language.attributes import number_word
 from medvlsm_jax.data.preparing.importers.item import Item, Mask
 from medvlsm_jax.data.preparing.importers.layout import folders_of, wrong_folder
-from medvlsm_jax.data.preparing.splits import RecordLine
+from medvlsm_jax.data.schema import RecordLine
 from medvlsm_jax.errors import UserError
 
 PATIENT = re.compile(r"patient(\d+)")
@@ -56,12 +56,12 @@ def frame_items(folder: Path, view: str, phase: str, card: Card, splits: Mapping
         Item(
             f"{patient}_{view}_{phase}.png",
             f"mask_{label}/{patient}_{view}_{phase}_gt.png",
-            read_image,
-            functools.partial(read_label, labels, label),
-            target,
-            patient,
-            split,
-            attributes,
+            split=split,
+            group=patient,
+            target=target,
+            attributes=attributes,
+            read_image=read_image,
+            read_mask=functools.partial(read_label, labels, label),
             read_extent=functools.partial(read_extent, volume),
         )
         for label, target in enumerate(card.targets, start=1)

@@ -61,7 +61,7 @@ def find_files(raw: Path) -> tuple[dict[str, Path], list[Path], list[Path]]:
 def read_annotations(path: Path) -> dict[str, dict[str, Any]]:
     """Image -> its size (height, width) and the polygons of its findings; raises UserError for any other content."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8-sig"))
         for key, value in content.items():
             height, width = value[SIZE]
             value[SIZE] = (float(height), float(width))
@@ -98,9 +98,16 @@ def image_items(key: str, path: Path, values: Mapping[str, Any], labels: list[st
         except (TypeError, ValueError) as error:
             raise UserError(f"{key}: the polygons of {name} are not lists of x, y ({error})") from error
         mask = f"{key}_{name.lower().replace(' ', '_')}.png"
-        reads = (functools.partial(as_found, path), functools.partial(draw_polygons, path, shares))
         items.append(
-            Item(f"{key}{path.suffix.lower()}", mask, *reads, name.lower(), key.partition("_")[0], "", attributes)
+            Item(
+                f"{key}{path.suffix.lower()}",
+                mask,
+                group=key.partition("_")[0],
+                target=name.lower(),
+                attributes=attributes,
+                read_image=functools.partial(as_found, path),
+                read_mask=functools.partial(draw_polygons, path, shares),
+            )
         )
     return items
 

@@ -52,8 +52,17 @@ def pair_folders(
     for stem, mask in pairs.items():
         name = image_name(found[stem])
         written = stem if mask == f"p{stem}" else mask
-        reads = (functools.partial(as_found, found[stem]), functools.partial(read, spare[mask or ""]))
-        items.append(Item(name, f"{written}.png", *reads, target, name, split))
+        items.append(
+            Item(
+                name,
+                f"{written}.png",
+                split=split,
+                group=name,
+                target=target,
+                read_image=functools.partial(as_found, found[stem]),
+                read_mask=functools.partial(read, spare[mask or ""]),
+            )
+        )
     return items
 
 

@@ -1,7 +1,9 @@
-"""What an importer finds in a raw download: an object with the ways to read its image and its mask."""
+"""What an importer finds in a raw download: objects with the ways to read their image and their mask."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from medvlsm_jax.data.decoding.errors import naming
 from medvlsm_jax.data.decoding.orientation import upright_size
 from medvlsm_jax.data.files import leads_out
 from medvlsm_jax.data.images import open_image, to_rgb
+from medvlsm_jax.data.schema import RecordLine
 from medvlsm_jax.errors import UserError
 
 JPEG = (".jpg", ".jpeg")
@@ -20,31 +23,19 @@ KEPT = (".png", *JPEG)  # formats that are copied; others become PNG
 Mask = Bool[np.ndarray, "h w"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One object to segment. It travels to other processes, so its functions are partials of module-level ones.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Item(RecordLine):
+    """One object to segment. Where it travels to another process, its functions are partials of module-level ones.
 
     Attributes:
-        image: file name to write below images/SUBFOLDER.
-        mask: file name to write below masks/SUBFOLDER, always PNG; may have a folder in front.
         read_image: gives the raw file, or its pixels (uint8) where no image file holds them.
-        read_mask: gives the mask.
-        target: its class.
-        group: patient or sequence; the image's name where nothing is known.
-        split: where the download itself fixes it, else empty.
-        attributes: words for the prompts, known from metadata.
+        read_mask: gives the mask, which is written as PNG.
         keep_empty: otherwise an object with an empty mask is left out.
         read_extent: gives height and width of the image in mm, where the download has them.
     """
 
-    image: str
-    mask: str
     read_image: Callable[[], Path | np.ndarray]
     read_mask: Callable[[], Mask]
-    target: str
-    group: str
-    split: str = ""
-    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     keep_empty: bool = True
     read_extent: Callable[[], tuple[float, float]] | None = None
 
@@ -55,6 +46,27 @@ class Item:
                     f"the download has a name in it that makes {name!r}, which would be written outside of the "
                     "dataset's folder: rename it, or download it anew"
                 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What one process reads in one go: an image with its objects, or a volume with its slices.
+
+    Attributes:
+        name: of the image, or of the volume; no two sources of a download have one.
+        read: gives the objects, those of an image one after another. It travels to other processes, they do not.
+        size: how many images it is made of.
+    """
+
+    name: str
+    read: Callable[[], Iterable[Item]]
+    size: int = 1
+
+
+def sources_of(items: Sequence[Item]) -> list[Source]:
+    """The sources of objects that are known before anything is read, sorted by image."""
+    several = itertools.groupby(items, key=lambda item: item.image)
+    return [Source(image, functools.partial(tuple, tuple(objects))) for image, objects in several]
 
 
 def image_name(path: Path, stem: str = "") -> str:

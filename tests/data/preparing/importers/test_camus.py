@@ -165,7 +165,7 @@ def entry(sentence: str, patient: str = "patient0001") -> dict:
 def row(patient: str, age: str, sex: str) -> RecordLine:
     attributes = {"age": age, "sex": sex, "quality": "good"}
     image, mask = f"{patient}_2CH_ED.png", f"mask_1/{patient}_2CH_ED_gt.png"
-    return RecordLine(image, mask, "", patient, "left ventricular cavity", attributes)
+    return RecordLine(image, mask, "", patient, "left ventricular cavity", attributes=attributes)
 
 
 @pytest.mark.parametrize("held", [("test_patient0001",), ("patient0451",), ("patient0001",)])

@@ -21,14 +21,14 @@ def nothing() -> np.ndarray:
 def test_a_name_that_leads_out_of_the_folder_makes_no_item(name, kind):
     names = {"image": "a.png", "mask": "mask_1/a.png"} | {kind: name}
     with pytest.raises(UserError) as error:
-        Item(**names, read_image=nothing, read_mask=nothing, target="", group="")
+        Item(**names, read_image=nothing, read_mask=nothing)
     assert repr(name) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["..a.png", "a..png", "x/y/a.png", "benign (1).png", "a:b.png"])
 def test_other_names_are_kept(name):
-    assert Item(name, name, nothing, nothing, "", "").mask == name
+    assert Item(name, name, read_image=nothing, read_mask=nothing).mask == name
 
 
 def test_a_file_that_a_bad_unpacking_named_after_its_folder_is_named(tmp_path):
