@@ -23,13 +23,15 @@ from PIL import Image
 
 from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.annotations import Record
-from medvlsm_jax.data.cards import CARDS, SPLITS, Card, named_card, split_members
+from medvlsm_jax.data.cards import CARDS, SPLITS, Card, card_file, named_card, read_card, split_members
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
 from medvlsm_jax.data.integrity import ERROR, findings_table, inspect_dataset
 from medvlsm_jax.data.language.grammars import GENERAL, GRAMMARS
 from medvlsm_jax.data.language.prompts import check_prompt, choose_prompt, split_prompts
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.preparing.arrayrecord_writer import store_folder, write_store
+from medvlsm_jax.data.preparing.importers import FORMATS, IMPORTERS
+from medvlsm_jax.data.preparing.importers.item import Options
 from medvlsm_jax.data.preparing.prepare import ON_LEAK, prepare
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation.pictures import captioned_sheet, overlay
@@ -168,7 +170,7 @@ def store(args: flags.FlagValues) -> None:
 
 def import_raw(args: flags.FlagValues) -> None:
     """Brings a raw download into the layout."""
-    card = chosen_card(args.dataset)
+    dataset, card = card_to_import(args.dataset, args.data_dir)
     with holding("--data_dir", Path(args.data_dir) / card.name):
         records = prepare(
             card,
@@ -178,10 +180,26 @@ def import_raw(args: flags.FlagValues) -> None:
             seed=args.seed,
             workers=args.num_workers,
             on_leak=args.on_leak,
-            per_class=args.per_class,
+            importer=args.format,
+            options=Options(
+                per_class=args.per_class,
+                per_object=args.per_object,
+            ),
             max_side=args.max_side,
         )
-    print(summary(card, args.dataset, args.data_dir, records))
+    print(summary(card, dataset, args.data_dir, records))
+
+
+def card_to_import(dataset: str, data_dir: str) -> tuple[str, Card]:
+    """What the user will call a dataset, and its card.
+
+    Of a name without a card the files say what there is: that becomes a card in `data_dir`.
+    """
+    card = named_card(dataset)
+    if card != Card(dataset):
+        return dataset, chosen_card(dataset)
+    path = card_file(data_dir, dataset)
+    return str(path), read_card(path) if path.is_file() else card
 
 
 def main(_: list[str]) -> None:
@@ -218,6 +236,13 @@ if __name__ == "__main__":
     flags.DEFINE_enum("on_leak", "error", ON_LEAK, "When splits share a patient or an image: stop, keep or drop it.")
     flags.DEFINE_bool("per_class", False, "BKAI: an object for neoplastic and one for non-neoplastic polyps.")
     flags.DEFINE_integer("max_side", 0, "Shrink larger images to it, in pixels; 0 leaves them as found.", lower_bound=0)
+    flags.DEFINE_enum(
+        "format",
+        "",
+        ["", *FORMATS, *IMPORTERS],
+        "Of the download; by default the card's importer, or found by looking.",
+    )
+    flags.DEFINE_bool("per_object", False, "A record for each annotation rather than one for each class of an image.")
     flags.DEFINE_bool("verify", False, "Check every image, mask and record of a prepared dataset or pool.")
     flags.DEFINE_string("prompt", "", "Prompt types that --verify asks of every record; the first is the one drawn.")
     flags.DEFINE_string("preview", "", "A picture file to draw: some images of each split, masks and sentences.")

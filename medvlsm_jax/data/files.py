@@ -71,3 +71,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         if None in line or None in line.values():
             raise UserError(f"{path}, line {i}: it has not as many cells as the first line")
     return [{column.strip(): cell.strip() for column, cell in line.items()} for line in lines]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file; raises UserError when it cannot be read."""
+    try:
+        return path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text: {error}") from error

@@ -5,16 +5,21 @@ that names the datasets of each split instead.
 """
 
 import dataclasses
+import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medvlsm_jax import atomic
 from medvlsm_jax.data.files import leads_out
 from medvlsm_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
 JOIN = "+"  # between the names of an ad-hoc pool
+MASKS = ("bright", "nonzero", "alpha", "inverted")  # what of a mask file is the object, where a card says so
+LABEL = re.compile(r"\d+|#[0-9a-f]{6}")  # a value of a label map, or a colour
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +31,13 @@ class Card:
         title: its full name.
         modality: endoscopy, dermoscopy, …
         targets: classes of its masks; of several, a record's sentence p1 starts with its own.
+        labels: of label maps, value or colour (`#ff0000`) -> class; an empty one is no object. Without `targets` they
+            are these.
+        mask: which part of a mask file is the object: `bright` (above 127 in its brightest channel), `nonzero`, `alpha`
+            (opaque) or `inverted` (dark); empty for bright ones that are nothing else by the look of it.
+        window: which values of CT are shown, CENTER:WIDTH or the name of a preset.
         grammar: how its sentences are made, a key of `grammars.GRAMMARS`.
-        importer: reads its raw download, a key of `importers.IMPORTERS`.
+        importer: reads its raw download, a key of `importers.IMPORTERS` or `FORMATS`; empty to look what it is.
         layout: what the raw download looks like.
         counts: published records per split; generated splits have the same shares.
         subfolder: between `images` or `masks` and the files.
@@ -43,8 +53,11 @@ class Card:
     title: str = ""
     modality: str = "unknown"
     targets: tuple[str, ...] = ()
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    mask: str = ""
+    window: str = ""
     grammar: str = "object"
-    importer: str = "folders"
+    importer: str = ""
     layout: str = ""
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     subfolder: str = ""
@@ -64,7 +77,7 @@ def read_card(path: str | Path) -> Card:
     """
     path = Path(path)
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise UserError(f"card {path} cannot be read ({error.strerror}): pass the path of a TOML file") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -78,7 +91,10 @@ def read_card(path: str | Path) -> Card:
     card = Card(**{field: check_field(path, field, value) for field, value in values.items()})
     if card.subfolder and leads_out(card.subfolder):
         raise UserError(f"card {path}: subfolder must be the name of a folder below images, not {card.subfolder!r}")
-    return card
+    if lost := [name for name in card.labels.values() if name and card.targets and name not in card.targets]:
+        raise UserError(f"card {path}: labels has {lost[0]!r}, which is none of its targets: add it there")
+    targets = card.targets or tuple(dict.fromkeys(filter(None, card.labels.values())))
+    return dataclasses.replace(card, targets=targets)
 
 
 def check_field(path: Path, field: str, value: Any) -> Any:
@@ -93,6 +109,11 @@ def check_field(path: Path, field: str, value: Any) -> Any:
         kind = (lambda item: type(item) is int and item >= 0) if field == "counts" else is_texts
         good = isinstance(value, dict) and set(value) <= set(SPLITS) and all(map(kind, value.values()))
         expected = f"a table of {', '.join(SPLITS)} with {'counts' if field == 'counts' else 'lists of datasets'}"
+    elif field == "labels":
+        good = isinstance(value, dict) and all(map(LABEL.fullmatch, value)) and is_texts(list(value.values()))
+        expected = 'a table of values or colours with classes, {1 = "liver", "#00ff00" = "spleen"}'
+    elif field == "mask":
+        good, expected = value in MASKS, f"one of {', '.join(MASKS)}"
     else:
         good, expected = isinstance(value, str), "a string"
     if not good:
@@ -100,6 +121,18 @@ def check_field(path: Path, field: str, value: Any) -> Any:
     if field == "members":
         return {split: tuple(names) for split, names in value.items()}
     return tuple(value) if isinstance(value, list) else value
+
+
+def card_file(data_dir: str | Path, dataset: str) -> Path:
+    """Where the card of a dataset lies that was made from what its files say."""
+    return Path(data_dir) / f"{dataset}.toml"
+
+
+def write_card(path: Path, card: Card) -> None:
+    """Writes a card's name, modality, targets and importer as TOML."""
+    values = {"name": card.name, "modality": card.modality, "targets": list(card.targets), "importer": card.importer}
+    # Strings and lists of strings are written alike in json and TOML.
+    atomic.write_text(path, "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
 
 
 FOLDER = Path(__file__).parent

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from medvlsm_jax import atomic
-from medvlsm_jax.data.cards import SPLITS, Card
+from medvlsm_jax.data.cards import SPLITS, Card, card_file, write_card
 from medvlsm_jax.data.integrity import is_colondb_copy
 from medvlsm_jax.data.preparing.annotate import Described, write_annotations
-from medvlsm_jax.data.preparing.copying import write_files
-from medvlsm_jax.data.preparing.importers import find_items
-from medvlsm_jax.data.preparing.importers.item import sources_of
+from medvlsm_jax.data.preparing.copying import Written, write_files
+from medvlsm_jax.data.preparing.importers import choose_importer, find_sources
+from medvlsm_jax.data.preparing.importers.item import Options, Source
 from medvlsm_jax.data.preparing.published import find_published, match_published, read_entries, write_published
 from medvlsm_jax.data.preparing.splits import Leak, assign_splits, drop_leaks, find_leaks
 from medvlsm_jax.data.schema import RecordLine, csv_rows
@@ -24,6 +24,7 @@ from medvlsm_jax.lease import FILE as LEASE
 SOURCE = "SOURCE.json"
 NOTE = "Prepared by medvlsm_jax.data.importers from a raw download."  # in folders of any age: it stays as it is
 ON_LEAK = ("error", "keep", "drop")
+DEFAULTS = Options()
 
 
 def prepare(
@@ -35,7 +36,8 @@ def prepare(
     seed: int = 42,
     workers: int | None = None,
     on_leak: str = "error",
-    per_class: bool = False,
+    importer: str = "",
+    options: Options = DEFAULTS,
     max_side: int = 0,
 ) -> dict[str, int]:
     """Brings a raw download into the layout that training and evaluation read.
@@ -51,7 +53,8 @@ def prepare(
         seed: of the splits.
         workers: processes; by default one for each core.
         on_leak: what to do about a patient or an image in two splits: `error`, `keep`, or `drop` the training copies.
-        per_class: an object for each class of an image rather than one for all (BKAI).
+        importer: reads the download; by default the card's, or what the download looks like.
+        options: what is wanted of the download.
         max_side: larger images are shrunk to it, in pixels; 0 leaves them as found.
 
     Returns:
@@ -63,19 +66,21 @@ def prepare(
     """
     if on_leak not in ON_LEAK:
         raise UserError(f"--on_leak={on_leak}: choose one of {', '.join(ON_LEAK)}")
-    if per_class and annotations is not None:
+    if options.per_class and annotations is not None:
         raise UserError("--per_class: the published records are about all polyps of an image; leave out --annotations")
     folder = data_dir / card.name
     check_apart(raw, folder)
-    sources = sources_of(find_items(raw, card, per_class=per_class))
+    importer = choose_importer(raw, card, importer)
+    sources, known = find_sources(raw, card, importer, options)
+    card = keep_card(data_dir, card, dataclasses.replace(known, importer=importer))
     if annotations is not None and is_copy_of_colondb(annotations, card):
         print(f"warning: the published records of {card.name} are CVC-ColonDB's: its own are made from its images")
         annotations = None
     files = {
         "note": NOTE,
         "dataset": card.name,
-        "importer": card.importer,
-        "per_class": per_class,
+        "importer": importer,
+        **dataclasses.asdict(options),
         "max_side": max_side,
     }
     splits = {"annotations": "published" if annotations else "generated", "seed": seed, "on_leak": on_leak}
@@ -85,6 +90,7 @@ def prepare(
     written = write_files(
         sources, folder, card.subfolder, max_side=max_side, workers=workers, is_measured=annotations is None
     )
+    say_left_out(sources, written)
     rows, words = [line for line, _ in written], {line.mask: found for line, found in written}
     rows = match_published(annotations, card, rows) if annotations else draw_splits(rows, card, seed)
     rows = settle_leaks(rows, on_leak, is_published=annotations is not None)
@@ -127,12 +133,18 @@ def claim(folder: Path, files: Mapping[str, Any], splits: Mapping[str, Any]) -> 
     if found.get("note") != NOTE:
         raise UserError(f"{folder} was not made by this program: move it away or choose another --data_dir")
     wanted = {**files, **splits} if "records" in found else files
-    if other := [f"{key}={found.get(key)}" for key, value in wanted.items() if found.get(key) != value]:
+    known = as_json(dataclasses.asdict(DEFAULTS)) | found  # older folders say nothing of an option
+    if other := [f"{key}={known.get(key)}" for key, value in wanted.items() if known.get(key) != as_json(value)]:
         raise UserError(
             f"{folder} was prepared with {', '.join(other)}: give the same options, or remove it or choose another "
             "--data_dir"
         )
     return found.get("records", {})
+
+
+def as_json(value: Any) -> Any:
+    """A value as it is read back from json."""
+    return json.loads(json.dumps(value))
 
 
 def read_source(folder: Path) -> dict[str, Any]:
@@ -145,8 +157,39 @@ def read_source(folder: Path) -> dict[str, Any]:
 
 
 def write_source(folder: Path, values: Mapping[str, Any]) -> None:
-    """Writes SOURCE.json."""
+    """Writes SOURCE.json, of options what is another than by default."""
+    defaults = dataclasses.asdict(DEFAULTS) | {"per_class": None}  # which stands in it always
+    values = {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
     atomic.write_text(folder / SOURCE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+def keep_card(data_dir: Path, card: Card, known: Card) -> Card:
+    """The card with what the files say of it; where the user has none it becomes DATA/NAME.toml.
+
+    Raises:
+        UserError: the files name no classes, so that a card has to.
+    """
+    if card != Card(card.name):
+        if not card.targets and known.targets:
+            print(f"the card names no targets: add targets = {json.dumps(known.targets, ensure_ascii=False)}")
+        return known
+    if not known.targets:
+        raise UserError(
+            f"--dataset={card.name}: of what class the masks are, is not known: give a card NAME.toml instead, with a "
+            f'line name = "{card.name}" and a line targets = ["CLASS"]'
+        )
+    path = card_file(data_dir, card.name)
+    if not path.exists():
+        write_card(path, known)
+        print(f"a card of what the files say is written to {path}: {', '.join(known.targets)}")
+    return known
+
+
+def say_left_out(sources: Sequence[Source], written: Sequence[Written]) -> None:
+    """Prints how many images have no object, and so no record."""
+    total, kept = sum(source.size for source in sources), len({record.line.image for record in written})
+    if kept < total:
+        print(f"{total - kept} of {total} images have no object and are left out")
 
 
 # --- Rows ------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from medvlsm_jax.data.images import load_pair
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.preparing import copying as files
 from medvlsm_jax.data.preparing.annotate import annotate
+from medvlsm_jax.data.preparing.importers.item import Options
 from medvlsm_jax.data.preparing.prepare import draw_splits, prepare
 from medvlsm_jax.data.preparing.splits import RecordLine, find_leaks
 from medvlsm_jax.errors import UserError
@@ -167,7 +168,7 @@ def test_a_second_run_changes_nothing(download, tmp_path):
 @pytest.mark.parametrize("dataset", ["busi", "camus", "bkai_polyp"])
 def test_a_run_that_was_cut_off_is_continued(download, tmp_path, monkeypatch, dataset):
     raw = download(dataset)
-    prepare(CARDS[dataset], raw, tmp_path / "whole", workers=1, per_class=dataset == "bkai_polyp")
+    prepare(CARDS[dataset], raw, tmp_path / "whole", workers=1, options=Options(per_class=dataset == "bkai_polyp"))
     real, count = files.write_image, 0
 
     def killed(*args, **kwargs):
@@ -179,7 +180,7 @@ def test_a_run_that_was_cut_off_is_continued(download, tmp_path, monkeypatch, da
 
     monkeypatch.setattr(files, "write_image", killed)
     with pytest.raises(KeyboardInterrupt):
-        prepare(CARDS[dataset], raw, tmp_path / "data", workers=1, per_class=dataset == "bkai_polyp")
+        prepare(CARDS[dataset], raw, tmp_path / "data", workers=1, options=Options(per_class=dataset == "bkai_polyp"))
     folder = tmp_path / "data" / dataset
     assert not (folder / "anns").exists()
     kept = {
@@ -190,7 +191,7 @@ def test_a_run_that_was_cut_off_is_continued(download, tmp_path, monkeypatch, da
     half = (folder / lost).with_name(".0123456789abcdef.tmp")  # as `atomic.replacing` names it
     half.write_bytes(b"half")
     os.utime(half, (0, 0))
-    prepare(CARDS[dataset], raw, tmp_path / "data", workers=1, per_class=dataset == "bkai_polyp")
+    prepare(CARDS[dataset], raw, tmp_path / "data", workers=1, options=Options(per_class=dataset == "bkai_polyp"))
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
     after = times(folder)
     assert kept
@@ -235,13 +236,21 @@ def test_another_seed_draws_other_splits_of_the_same_files(download, tmp_path):
     }
 
 
-@pytest.mark.parametrize("options", [{"seed": 1}, {"max_side": 8}, {"per_class": True}, {"on_leak": "keep"}])
-def test_a_folder_of_other_options_is_refused(download, tmp_path, options):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("seed", {"seed": 1}),
+        ("max_side", {"max_side": 8}),
+        ("per_class", {"options": Options(per_class=True)}),
+        ("on_leak", {"on_leak": "keep"}),
+    ],
+)
+def test_a_folder_of_other_options_is_refused(download, tmp_path, name, options):
     raw = download("bkai_polyp")
     prepare(CARDS["bkai_polyp"], raw, tmp_path / "data", workers=1)
     before = contents(tmp_path / "data")
     message = error_of(prepare, CARDS["bkai_polyp"], raw, tmp_path / "data", workers=1, **options)
-    assert f"was prepared with {next(iter(options))}=" in message
+    assert f"was prepared with {name}=" in message
     assert contents(tmp_path / "data") == before
 
 
@@ -302,7 +311,7 @@ def test_small_images_are_left_as_found(download, tmp_path):
 
 
 def test_bkai_a_class_at_a_time_leaves_out_empty_masks(download, tmp_path):
-    counts = prepare(CARDS["bkai_polyp"], download("bkai_polyp"), tmp_path, workers=1, per_class=True)
+    counts = prepare(CARDS["bkai_polyp"], download("bkai_polyp"), tmp_path, workers=1, options=Options(per_class=True))
     rows = records_csv(tmp_path / "bkai_polyp")
     assert Counter(row["target"] for row in rows) == {"neoplastic polyp": 9, "non-neoplastic polyp": 9}
     assert sum(counts.values()) == 18
@@ -312,7 +321,7 @@ def test_bkai_a_class_at_a_time_leaves_out_empty_masks(download, tmp_path):
 
 
 def test_published_records_know_no_classes_of_bkai(download, tmp_path):
-    options = {"per_class": True, "annotations": tmp_path}
+    options = {"options": Options(per_class=True), "annotations": tmp_path}
     message = error_of(prepare, CARDS["bkai_polyp"], download("bkai_polyp"), tmp_path / "data", **options)
     assert message.startswith("--per_class: the published records are about all polyps of an image")
     assert not (tmp_path / "data").exists()
@@ -321,7 +330,7 @@ def test_published_records_know_no_classes_of_bkai(download, tmp_path):
 def test_bkai_has_the_classes_that_a_users_card_names(download, tmp_path):
     targets = ("neoplastic polyp", "non-neoplastic polyp")
     card = Card("neo", targets=targets, importer="bkai")
-    prepare(card, download("bkai_polyp"), tmp_path / "data", per_class=True, workers=1)
+    prepare(card, download("bkai_polyp"), tmp_path / "data", options=Options(per_class=True), workers=1)
     rows = records_csv(tmp_path / "data" / "neo")
     assert {row["target"] for row in rows} == set(targets)
     for entry in json.loads((tmp_path / "data" / "neo" / "anns" / "train.json").read_text()):

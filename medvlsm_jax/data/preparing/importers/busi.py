@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from medvlsm_jax.data.cards import Card
-from medvlsm_jax.data.preparing.importers.item import Item, Mask, as_found, image_name, image_size, read_binary
+from medvlsm_jax.data.preparing.importers.item import Item, Mask, as_found, image_name, image_size
 from medvlsm_jax.data.preparing.importers.layout import find_inside, find_parent, list_images, lonely, wrong_folder
+from medvlsm_jax.data.preparing.importers.masks import read_binary
 from medvlsm_jax.errors import UserError
 
 KINDS = ("benign", "malignant", "normal")

@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw
-
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.files import read_csv
 from medvlsm_jax.data.preparing.importers.item import Item, Mask, as_found, image_size
 from medvlsm_jax.data.preparing.importers.layout import is_junk, lonely, wrong_folder
+from medvlsm_jax.data.preparing.importers.shapes import draw_polygons
 from medvlsm_jax.errors import UserError
 
 # A path of an image (patient1/study1/view1_frontal.jpg), or its name in one piece (patient1_study1_view1_frontal.jpg).
@@ -106,17 +104,13 @@ def image_items(key: str, path: Path, values: Mapping[str, Any], labels: list[st
                 target=name.lower(),
                 attributes=attributes,
                 read_image=functools.partial(as_found, path),
-                read_mask=functools.partial(draw_polygons, path, shares),
+                read_mask=functools.partial(draw_shares, path, shares),
             )
         )
     return items
 
 
-def draw_polygons(image: Path, polygons: Polygons) -> Mask:
+def draw_shares(image: Path, polygons: Polygons) -> Mask:
     """The union of polygons at the size that the image has, outlines included, as the dataset's authors draw them."""
     width, height = image_size(image)
-    canvas = Image.new("1", (width, height))
-    for polygon in polygons:
-        if len(polygon) > 1:
-            ImageDraw.Draw(canvas).polygon([(x * width, y * height) for x, y in polygon], fill=1, outline=1)
-    return np.asarray(canvas)
+    return draw_polygons((width, height), [[(x * width, y * height) for x, y in polygon] for polygon in polygons])

@@ -3,10 +3,12 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from medvlsm_jax.data.cards import Card
-from medvlsm_jax.data.preparing.importers.item import Item, Mask, as_found, image_name, read_binary
+from medvlsm_jax.data.preparing.importers.item import Item, Mask, as_found, image_name
 from medvlsm_jax.data.preparing.importers.layout import find_inside, find_parent, list_images, lonely, wrong_folder
+from medvlsm_jax.data.preparing.importers.masks import read_binary
 
 IMAGES = ("images", "image", "imgs", "original", "etis-laribpolypdb")
 MASKS = ("masks", "mask", "ground truth", "groundtruth", "gt")
@@ -26,7 +28,7 @@ def find_items(raw: Path, card: Card, images: Sequence[str] = IMAGES, masks: Seq
 
 
 def pair_folders(
-    images: Path | None, masks: Path | None, card: Card, *, split: str = "", read: ReadMask = read_binary
+    images: Path | None, masks: Path | None, card: Card, *, split: str = "", read: ReadMask | None = None
 ) -> list[Item]:
     """An object for every image and its mask.
 
@@ -35,35 +37,45 @@ def pair_folders(
         masks: folder of the masks.
         card: names the class, if it has just one.
         split: that the download fixes for them.
-        read: reads a mask file.
+        read: reads a mask file; by default by the card's rule.
 
     Raises:
         UserError: an image lacks its mask or a mask its image.
     """
-    found, spare = (list_images(folder) if folder else {} for folder in (images, masks))
+    read = read or functools.partial(read_binary, rule=card.mask)
     target = card.targets[0] if len(card.targets) == 1 else ""
-    by_lower = {stem.lower(): stem for stem in spare}
-    pairs = {stem: match_mask(stem, by_lower) for stem in found}
-    if missing := [found[stem].name for stem, mask in pairs.items() if mask is None]:
-        raise lonely(f"{masks} has no mask for images of {images}", missing)
-    if extra := sorted(set(spare) - set(pairs.values())):
-        raise lonely(f"{images} has no image for masks of {masks}", [spare[stem].name for stem in extra])
-    items = []
-    for stem, mask in pairs.items():
-        name = image_name(found[stem])
-        written = stem if mask == f"p{stem}" else mask
-        items.append(
-            Item(
-                name,
-                f"{written}.png",
-                split=split,
-                group=name,
-                target=target,
-                read_image=functools.partial(as_found, found[stem]),
-                read_mask=functools.partial(read, spare[mask or ""]),
-            )
+    return [
+        Item(
+            name := image_name(pair.image),
+            f"{pair.stem if pair.mask.stem == f'p{pair.stem}' else pair.mask.stem}.png",
+            split=split,
+            group=name,
+            target=target,
+            read_image=functools.partial(as_found, pair.image),
+            read_mask=functools.partial(read, pair.mask),
         )
-    return items
+        for pair in find_pairs(images, masks)
+    ]
+
+
+class Pair(NamedTuple):
+    """An image and its mask."""
+
+    stem: str
+    image: Path
+    mask: Path
+
+
+def find_pairs(images: Path | None, masks: Path | None) -> list[Pair]:
+    """The images of a folder, each with its mask in another; raises UserError when one lacks its partner."""
+    found, spare = (list_images(folder) if folder else {} for folder in (images, masks))
+    by_lower = {stem.lower(): stem for stem in spare}
+    matched = {stem: match_mask(stem, by_lower) for stem in found}
+    if missing := [found[stem].name for stem, mask in matched.items() if mask is None]:
+        raise lonely(f"{masks} has no mask for images of {images}", missing)
+    if extra := sorted(set(spare) - set(matched.values())):
+        raise lonely(f"{images} has no image for masks of {masks}", [spare[stem].name for stem in extra])
+    return [Pair(stem, found[stem], spare[mask or ""]) for stem, mask in matched.items()]
 
 
 def match_mask(stem: str, masks: Mapping[str, str]) -> str | None:

@@ -4,16 +4,17 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
+from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.decoding.errors import naming
 from medvlsm_jax.data.decoding.orientation import upright_size
-from medvlsm_jax.data.files import leads_out
-from medvlsm_jax.data.images import open_image, to_rgb
+from medvlsm_jax.data.files import File, leads_out
 from medvlsm_jax.data.schema import RecordLine
 from medvlsm_jax.errors import UserError
 
@@ -63,6 +64,37 @@ class Source:
     size: int = 1
 
 
+class Found(NamedTuple):
+    """What a download holds.
+
+    Attributes:
+        sources: its images or volumes.
+        card: as it was given, with what the files say of classes and modality where it does not.
+    """
+
+    sources: list[Source]
+    card: Card
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a user may want of a download.
+
+    Attributes:
+        per_class: an object for each class of an image rather than one for all (BKAI).
+        per_object: an object for each annotation rather than one for each class.
+        channels: of nnU-Net's images: one, or three that are shown as red, green and blue.
+        empty_slices: of a volume, how many slices without an object are kept, evenly spread; None for all.
+        fold: of nnU-Net's splits_final.json, whose validation cases become the split val; None draws splits.
+    """
+
+    per_class: bool = False
+    per_object: bool = False
+    channels: tuple[int, ...] = (0,)
+    empty_slices: int | None = 0
+    fold: int | None = None
+
+
 def sources_of(items: Sequence[Item]) -> list[Source]:
     """The sources of objects that are known before anything is read, sorted by image."""
     several = itertools.groupby(items, key=lambda item: item.image)
@@ -75,19 +107,18 @@ def image_name(path: Path, stem: str = "") -> str:
     return (stem or path.stem) + (suffix if suffix in KEPT else ".png")
 
 
+def written_name(name: str) -> str:
+    """The name under which an image is written that lies in folders of the download: `train/a.png` for train/a.tif."""
+    path = PurePosixPath(name)
+    return path.with_name(image_name(Path(path.name))).as_posix()
+
+
 def as_found(path: Path) -> Path:
     """The raw file itself, to be copied."""
     return path
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: File) -> tuple[int, int]:
     """Width and height as it is to be looked at, without decoding the pixels; of a PNG only where it has EXIF ahead."""
-    with naming(path), Image.open(path) as image:
+    with naming(path), path.open("rb") as file, Image.open(file) as image:
         return upright_size(image)
-
-
-def read_binary(path: Path) -> Mask:
-    """A mask file: above 127 in its brightest channel, for JPEG has grey edges; values 0 and 1 are a mask as well."""
-    values = np.asarray(to_rgb(open_image(path))).max(-1)
-    has_ones = values.max() == 1 and path.suffix.lower() not in JPEG
-    return values > (0 if has_ones else 127)

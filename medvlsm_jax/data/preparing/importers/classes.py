@@ -1,0 +1,85 @@
+"""The classes that the files of a download name, and those of its card."""
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import PurePosixPath
+
+from medvlsm_jax.data.cards import Card
+from medvlsm_jax.errors import UserError
+
+SHOWN = 5  # classes in a message
+BACKGROUND = ("background", "_background_", "__background__", "bg", "unlabeled", "unlabelled", "__ignore__", "ignore")
+
+
+def readable(name: str) -> str:
+    """The name of a class in words: `left_lung` is a left lung."""
+    return " ".join(name.replace("_", " ").replace("+", " ").split())
+
+
+def is_background(name: str) -> bool:
+    """Whether a class is that of all that is no object."""
+    return name.strip().lower() in BACKGROUND
+
+
+def choose_classes(card: Card, names: Iterable[str]) -> tuple[Mapping[str, str], Card]:
+    """The classes that objects get.
+
+    Args:
+        card: its targets are the classes that are wanted, in their spelling; without targets all are.
+        names: of classes, as the files have them.
+
+    Returns:
+        Name in the files -> class, of those that are wanted; and the card, with its targets.
+
+    Raises:
+        UserError: no class of the files is wanted, or two would be written to one folder.
+    """
+    found = {name: readable(name) for name in names if not is_background(name)}
+    if any(not word for word in found.values()):
+        raise UserError("a class of the download has no name: give it one")
+    if card.targets:
+        targets = {target.casefold(): target for target in card.targets}
+        wanted = {name: targets[word.casefold()] for name, word in found.items() if word.casefold() in targets}
+        if found and not wanted:
+            raise UserError(
+                f"card {card.name}: its targets are {listed(card.targets)}, but the classes of the download are "
+                f"{listed(found.values())}: name those that are wanted"
+            )
+        if others := [word for name, word in found.items() if name not in wanted]:
+            print(f"{len(others)} classes that the card's targets do not name are left out: {listed(others)}")
+        found = wanted
+    check_folders(found.values())
+    return found, dataclasses.replace(card, targets=card.targets or tuple(dict.fromkeys(found.values())))
+
+
+def with_modality(card: Card, modalities: Collection[str]) -> Card:
+    """The card with the modality that the files name, where it names none and they one."""
+    is_named = card.modality != Card(card.name).modality or len(modalities) != 1
+    return card if is_named else dataclasses.replace(card, modality=next(iter(modalities)))
+
+
+def check_folders(classes: Iterable[str]) -> None:
+    """Raises a UserError when the masks of two classes would lie in one folder."""
+    folders: dict[str, str] = {}
+    for word in classes:
+        if (other := folders.setdefault(class_folder(word), word)) != word:
+            raise UserError(f"the classes {other!r} and {word!r} are hardly told apart: rename one of them")
+
+
+def class_folder(word: str) -> str:
+    """The folder of a class's masks: a name that any file system takes."""
+    return re.sub(r"[^\w-]+", "_", word.casefold()).strip("_") or "class"
+
+
+def mask_name(word: str, image: str, number: int = 0) -> str:
+    """The mask of an image's object of a class, below the dataset's masks; `number` tells several apart."""
+    stem = PurePosixPath(image).with_suffix("").as_posix()
+    return f"{class_folder(word)}/{stem}{f'_{number}' if number else ''}.png"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Some classes, in words."""
+    first = list(words)
+    more = f" and {len(first) - SHOWN} more" if len(first) > SHOWN else ""
+    return ", ".join(first[:SHOWN]) + more

@@ -1,0 +1,1 @@
+"""Formats that many datasets are in, whatever they show."""

@@ -1,0 +1,173 @@
+"""Label maps: a file for each image whose values, or colours, are classes."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+from medvlsm_jax.data.cards import Card
+from medvlsm_jax.data.decoding.decode import decode
+from medvlsm_jax.data.files import read_lines
+from medvlsm_jax.data.images import first_channel, picture, to_rgb
+from medvlsm_jax.data.preparing.importers.classes import choose_classes, is_background, mask_name
+from medvlsm_jax.data.preparing.importers.folders import IMAGES, MASKS, find_pairs
+from medvlsm_jax.data.preparing.importers.item import Found, Item, Mask, Options, Source, as_found, image_name
+from medvlsm_jax.data.preparing.importers.layout import find_inside, find_parent, wrong_folder
+from medvlsm_jax.errors import UserError
+
+FOLDERS = (*MASKS, "labels", "annotations", "segmentation", "segmentations", "label_maps", "SegmentationClass".lower())
+FILES = ("labels.txt", "classes.txt", "labelmap.txt", "class_names.txt")
+COLOUR_STEP = 256  # between red, green and blue in the number of a colour
+
+Labels = Mapping[int, str]  # value, or number of a colour -> class; "" for what is no object
+
+
+def find(raw: Path, card: Card, options: Options) -> Found:
+    """The classes of each image, as far as it has them."""
+    parent = find_parent(raw, card, IMAGES, FOLDERS)
+    images, masks = find_inside(parent, IMAGES), find_inside(parent, FOLDERS)
+    names = dict(card.labels) or read_label_file(raw, parent, card)
+    classes, card = choose_classes(card, filter(None, names.values()))
+    labels = {number_of(key): classes.get(name, "") for key, name in names.items()}
+    is_coloured = any(key.startswith("#") for key in names)
+    pairs = find_pairs(images, masks)
+    if not pairs:
+        raise wrong_folder(parent, card)
+    read = functools.partial(read_objects, labels=labels, is_coloured=is_coloured)
+    return Found([Source(image_name(p.image), functools.partial(read, p.image, p.mask)) for p in pairs], card)
+
+
+def read_objects(image: Path, path: Path, labels: Labels, is_coloured: bool) -> Iterator[Item]:
+    """The objects of an image: one for each class that its label map has."""
+    values = read_values(path, is_coloured=is_coloured)
+    name = image_name(image)
+    for word, mask in class_masks(values, labels, path).items():
+        yield Item(
+            name,
+            mask_name(word, name),
+            group=name,
+            target=word,
+            read_image=functools.partial(as_found, image),
+            read_mask=lambda mask=mask: mask,
+        )
+
+
+def class_masks(values: Int[np.ndarray, "h w"], labels: Labels, path: Path) -> dict[str, Mask]:
+    """Class -> where a label map has one of its values, in the order of `labels`.
+
+    Raises:
+        UserError: the map has a value that is no label; 0 needs no name.
+    """
+    present = find_present(values)
+    if unknown := [value for value in present if value and value not in labels]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{path} has the label {unknown[0]}{more}, which has no name: add it to labels in the card, "
+            f'{{{unknown[0]} = "CLASS"}}, or {{{unknown[0]} = ""}} where it is no object'
+        )
+    found: dict[str, Mask] = {}
+    for value, word in labels.items():
+        if word and value in present:
+            mask = values == value
+            found[word] = found[word] | mask if word in found else mask
+    return found
+
+
+def find_present(values: Int[np.ndarray, "h w"]) -> list[int]:
+    """The values of a label map, each once."""
+    if values.dtype == np.uint8:
+        return np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
+    return np.unique(values).tolist()
+
+
+def read_values(path: Path, *, is_coloured: bool = False) -> Int[np.ndarray, "h w"]:
+    """The values of a label map as they are, of a palette its indices; or the numbers of its colours.
+
+    Raises:
+        UserError: it cannot be read, is lossy, or in colours where values are expected.
+    """
+    decoded = decode(path)
+    if decoded.is_lossy:
+        raise UserError(f"{path} is in a lossy format, which changes labels: give the label maps as PNG or TIFF")
+    pixels = decoded.pixels
+    if is_coloured:
+        colours = np.asarray(to_rgb(picture(decoded))).astype(np.int32)
+        return (colours[..., 0] * COLOUR_STEP + colours[..., 1]) * COLOUR_STEP + colours[..., 2]
+    if isinstance(pixels, Image.Image) and pixels.mode in ("P", "PA"):
+        return np.asarray(pixels.getchannel("P") if pixels.mode == "PA" else pixels)
+    if isinstance(pixels, Image.Image) and pixels.mode in ("RGB", "RGBA"):
+        colours = np.asarray(pixels)[..., :3]
+        if (colours != colours[..., :1]).any():
+            raise UserError(f'{path} is in colours: name them in the card, labels = {{"#ff0000" = "CLASS"}}')
+        return colours[..., 0]
+    values = np.asarray(first_channel(decoded))
+    if values.dtype.kind == "f":
+        whole = values.astype(np.int64)
+        if not decoded.is_finite or (whole != values).any():
+            raise UserError(f"{path} has values that are no whole numbers, which no label is")
+        return whole
+    return values
+
+
+# --- Names -----------------------------------------------------------------------------------------------------------
+
+
+def number_of(key: str) -> int:
+    """The number of a label that a card or a file names: a value, or a colour `#ff0000`."""
+    return int(key[1:], 16) if key.startswith("#") else int(key)
+
+
+def read_label_file(raw: Path, parent: Path, card: Card) -> dict[str, str]:
+    """Value or colour -> class, of a file that lies with the images.
+
+    Raises:
+        UserError: there is none, or it names no classes.
+    """
+    path = find_label_file(raw, parent)
+    if path is None:
+        raise UserError(
+            f"what the values of the label maps in {parent} are, is not known: write them in the card "
+            f'{card.name}, labels = {{1 = "CLASS"}}, or in {parent / FILES[0]}, a line "1 CLASS" each'
+        )
+    return parse_labels(read_lines(path), path)
+
+
+def find_label_file(*folders: Path) -> Path | None:
+    """The file that names labels, in the first folder that has one."""
+    return next((path for folder in folders for name in FILES if (path := folder / name).is_file()), None)
+
+
+def parse_labels(lines: list[str], path: Path) -> dict[str, str]:
+    """Value or colour -> class.
+
+    Lines are `1 liver`, `1: liver`, `liver:255,0,0::` (of CVAT) or `liver`. The last kind counts from 0 where the first
+    line is the background, and else from 1.
+    """
+    kept = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    found: dict[str, str] = {}
+    first = 0 if kept and is_background(kept[0]) else 1
+    for i, line in enumerate(kept, start=first):
+        key, name = parse_label(line, i)
+        if key in found:
+            raise UserError(f"{path} names the label {key} twice: leave one line of it")
+        found[key] = "" if is_background(name) else name
+    if not any(found.values()):
+        raise UserError(f"{path} names no classes: write a line for each")
+    if first and not any(line[0].isdigit() or ":" in line for line in kept):
+        print(f"{path} names no background: its first line is label 1")
+    return found
+
+
+def parse_label(line: str, number: int) -> tuple[str, str]:
+    """The label and the class of a line, of which `number` is the label where it names none."""
+    name, _, rest = line.partition(":")
+    numbers = rest.partition(":")[0].split(",")
+    if len(numbers) == 3 and all(text.strip().isdecimal() and int(text) < COLOUR_STEP for text in numbers):
+        return "#" + bytes(map(int, numbers)).hex(), name.strip()
+    key, _, word = line.replace(":", " ", 1).replace(",", " ", 1).replace("\t", " ", 1).partition(" ")
+    if key.isdecimal() and word.strip():
+        return str(int(key)), word.strip()
+    return str(number), line
