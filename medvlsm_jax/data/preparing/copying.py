@@ -71,11 +71,12 @@ def write_files(
 
 
 def write_source(source: Source, folder: Path, subfolder: str, max_side: int, is_measured: bool) -> list[Written]:
-    """Writes the images of a source, one after another, with their masks."""
-    images = groupby(source.read(), key=lambda item: item.image)
-    return [
-        record for _, items in images for record in write_image(tuple(items), folder, subfolder, max_side, is_measured)
-    ]
+    """Writes the images of a source, one after another, with their masks, which are sorted by name."""
+    written = []
+    for _, several in groupby(source.read(), key=lambda item: item.image):
+        items = tuple(sorted(several, key=lambda item: item.mask))
+        written += write_image(items, folder, subfolder, max_side, is_measured)
+    return written
 
 
 def write_image(

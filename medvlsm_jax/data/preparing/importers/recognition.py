@@ -101,4 +101,4 @@ def label_values(masks: Path) -> list[int]:
         pixels = decode(path).pixels
         is_coloured = isinstance(pixels, Image.Image) and pixels.mode in ("RGB", "RGBA")
         found |= set(np.unique(label_maps.read_values(path, is_coloured=is_coloured)).tolist())
-    return sorted(found) if len(found) > 2 or found - {0, 1, 255, 0xFFFFFF} else []
+    return sorted(found) if len(found) > 2 or found - {0, 255, 0xFFFFFF} else []
