@@ -40,6 +40,7 @@ from medvlsm_jax.lease import holding
 from medvlsm_jax.text import table
 
 PATHS = ("raw", "data_dir", "annotations", "preview", "array_record")  # flags
+ALL = "all"  # slices
 PREVIEWED = 5  # images of each split in a preview
 
 
@@ -184,10 +185,27 @@ def import_raw(args: flags.FlagValues) -> None:
             options=Options(
                 per_class=args.per_class,
                 per_object=args.per_object,
+                channels=parse_channels(args.channels),
+                empty_slices=parse_slices(args.empty_slices),
+                fold=args.fold,
             ),
             max_side=args.max_side,
         )
     print(summary(card, dataset, args.data_dir, records))
+
+
+def parse_channels(texts: Sequence[str]) -> tuple[int, ...]:
+    """The channels that --channels names; raises UserError unless they are one or three numbers."""
+    if len(texts) not in (1, 3) or not all(text.isdecimal() for text in texts):
+        raise UserError(f"--channels={','.join(texts)}: give one channel, or three to be red, green and blue: 0,1,2")
+    return tuple(map(int, texts))
+
+
+def parse_slices(text: str) -> int | None:
+    """The number that --empty_slices names, None for all; raises UserError for another text."""
+    if text != ALL and not text.isdecimal():
+        raise UserError(f"--empty_slices={text}: give a number of slices for each volume, or {ALL}")
+    return None if text == ALL else int(text)
 
 
 def card_to_import(dataset: str, data_dir: str) -> tuple[str, Card]:
@@ -243,6 +261,9 @@ if __name__ == "__main__":
         "Of the download; by default the card's importer, or found by looking.",
     )
     flags.DEFINE_bool("per_object", False, "A record for each annotation rather than one for each class of an image.")
+    flags.DEFINE_list("channels", ["0"], "Of nnU-Net's images: one, or three that are shown as red, green and blue.")
+    flags.DEFINE_string("empty_slices", "0", "Of each volume, so many slices without an object are kept; or all.")
+    flags.DEFINE_integer("fold", None, "Of nnU-Net's splits_final.json, whose val becomes the split.", lower_bound=0)
     flags.DEFINE_bool("verify", False, "Check every image, mask and record of a prepared dataset or pool.")
     flags.DEFINE_string("prompt", "", "Prompt types that --verify asks of every record; the first is the one drawn.")
     flags.DEFINE_string("preview", "", "A picture file to draw: some images of each split, masks and sentences.")

@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from medvlsm_jax import atomic
 from medvlsm_jax.data.cards import SPLITS, Card, card_file, write_card
@@ -15,16 +14,13 @@ from medvlsm_jax.data.preparing.annotate import Described, write_annotations
 from medvlsm_jax.data.preparing.copying import Written, write_files
 from medvlsm_jax.data.preparing.importers import choose_importer, find_sources
 from medvlsm_jax.data.preparing.importers.item import Options, Source
+from medvlsm_jax.data.preparing.provenance import check_apart, claim, files_made, write_source
 from medvlsm_jax.data.preparing.published import find_published, match_published, read_entries, write_published
 from medvlsm_jax.data.preparing.splits import Leak, assign_splits, drop_leaks, find_leaks
 from medvlsm_jax.data.schema import RecordLine, csv_rows
 from medvlsm_jax.errors import UserError
-from medvlsm_jax.lease import FILE as LEASE
 
-SOURCE = "SOURCE.json"
-NOTE = "Prepared by medvlsm_jax.data.importers from a raw download."  # in folders of any age: it stays as it is
 ON_LEAK = ("error", "keep", "drop")
-DEFAULTS = Options()
 
 
 def prepare(
@@ -37,7 +33,7 @@ def prepare(
     workers: int | None = None,
     on_leak: str = "error",
     importer: str = "",
-    options: Options = DEFAULTS,
+    options: Options | None = None,
     max_side: int = 0,
 ) -> dict[str, int]:
     """Brings a raw download into the layout that training and evaluation read.
@@ -64,6 +60,7 @@ def prepare(
         UserError: the download or the annotations are not what they should be, splits leak, or the folder holds
             something else.
     """
+    options = options or Options()
     if on_leak not in ON_LEAK:
         raise UserError(f"--on_leak={on_leak}: choose one of {', '.join(ON_LEAK)}")
     if options.per_class and annotations is not None:
@@ -76,13 +73,7 @@ def prepare(
     if annotations is not None and is_copy_of_colondb(annotations, card):
         print(f"warning: the published records of {card.name} are CVC-ColonDB's: its own are made from its images")
         annotations = None
-    files = {
-        "note": NOTE,
-        "dataset": card.name,
-        "importer": importer,
-        **dataclasses.asdict(options),
-        "max_side": max_side,
-    }
+    files = files_made(card, importer, options, max_side)
     splits = {"annotations": "published" if annotations else "generated", "seed": seed, "on_leak": on_leak}
     if finished := claim(folder, files, splits):
         return finished
@@ -107,60 +98,7 @@ def prepare(
     return records
 
 
-# --- The folder ------------------------------------------------------------------------------------------------------
-
-
-def check_apart(raw: Path, folder: Path) -> None:
-    """Raises a UserError when the dataset's folder would lie in the download or be it."""
-    raw, folder = raw.resolve(), folder.resolve()
-    if folder.is_relative_to(raw):
-        raise UserError(f"--data_dir would put {folder} into the download {raw}: choose a folder outside of it")
-
-
-def claim(folder: Path, files: Mapping[str, Any], splits: Mapping[str, Any]) -> dict[str, int]:
-    """Marks a new folder as ours; of a complete one, returns the records of its splits.
-
-    Raises:
-        UserError: the folder is of other origin or was prepared with other options.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another --data_dir") from error
-    if all(path.name == LEASE for path in folder.iterdir()):
-        write_source(folder, files)
-    found = read_source(folder)
-    if found.get("note") != NOTE:
-        raise UserError(f"{folder} was not made by this program: move it away or choose another --data_dir")
-    wanted = {**files, **splits} if "records" in found else files
-    known = as_json(dataclasses.asdict(DEFAULTS)) | found  # older folders say nothing of an option
-    if other := [f"{key}={known.get(key)}" for key, value in wanted.items() if known.get(key) != as_json(value)]:
-        raise UserError(
-            f"{folder} was prepared with {', '.join(other)}: give the same options, or remove it or choose another "
-            "--data_dir"
-        )
-    return found.get("records", {})
-
-
-def as_json(value: Any) -> Any:
-    """A value as it is read back from json."""
-    return json.loads(json.dumps(value))
-
-
-def read_source(folder: Path) -> dict[str, Any]:
-    """What SOURCE.json says; empty where there is none."""
-    try:
-        found = json.loads((folder / SOURCE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def write_source(folder: Path, values: Mapping[str, Any]) -> None:
-    """Writes SOURCE.json, of options what is another than by default."""
-    defaults = dataclasses.asdict(DEFAULTS) | {"per_class": None}  # which stands in it always
-    values = {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
-    atomic.write_text(folder / SOURCE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+# --- The card ---------------------------------------------------------------------------------------------------------
 
 
 def keep_card(data_dir: Path, card: Card, known: Card) -> Card:
@@ -189,7 +127,8 @@ def say_left_out(sources: Sequence[Source], written: Sequence[Written]) -> None:
     """Prints how many images have no object, and so no record."""
     total, kept = sum(source.size for source in sources), len({record.line.image for record in written})
     if kept < total:
-        print(f"{total - kept} of {total} images have no object and are left out")
+        hint = " (--empty_slices=N keeps some)" if any(source.size > 1 for source in sources) else ""
+        print(f"{total - kept} of {total} images have no object and are left out{hint}")
 
 
 # --- Rows ------------------------------------------------------------------------------------------------------------

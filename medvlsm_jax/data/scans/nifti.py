@@ -103,8 +103,8 @@ def nifti_header(
     return NiftiHeader(fields)
 
 
-def read_nifti(path: Path) -> Stored[NiftiHeader]:
-    """A volume from `.nii` or one of `.hdr` and `.img`, packed by gzip or not.
+def read_nifti(path: Path, part: int | None = None) -> Stored[NiftiHeader]:
+    """A volume from `.nii` or one of `.hdr` and `.img`, packed by gzip or not; of several, the one that is asked for.
 
     Raises:
         UserError: it cannot be read, or has what cannot be shown: several time points, complex numbers, ANALYZE.
@@ -116,13 +116,14 @@ def read_nifti(path: Path) -> Stored[NiftiHeader]:
         raise UserError(f"{path} is the first of two files by its header: give it the ending .hdr, beside its .img")
     data = data if is_pair else path
     sides = stored_sides(path, fields)
-    shape = three_axes(path, sides)
+    shape = three_axes(path, sides, part)
     kind = int(fields["datatype"])
     channels = COLOURS.get(kind, 1)
     if kind not in NUMBERS and kind not in COLOURS:
         raise UserError(f"{path} has voxels of {REFUSED.get(kind, f'an unknown type, {kind}')}: save it as numbers")
     dtype = np.dtype(NUMBERS.get(kind, "u1")).newbyteorder(fields.endianness)
-    start = voxel_offset(path, fields, is_pair)
+    size = math.prod(shape) * channels * dtype.itemsize
+    start = voxel_offset(path, fields, is_pair) + (part or 0) * size
     packed_from = 0 if is_packed(data) else None
     affine = best_affine(fields)
     pixdim = np.abs(fields["pixdim"][1 : len(sides) + 1].astype(np.float64))

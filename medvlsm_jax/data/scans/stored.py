@@ -37,16 +37,23 @@ class Stored(Generic[HeaderT]):
     scale: tuple[float, float] | None = None
 
 
-def three_axes(path: Path, sides: Sequence[int]) -> tuple[int, int, int]:
+def three_axes(path: Path, sides: Sequence[int], part: int | None = None) -> tuple[int, int, int]:
     """The first three of a volume's axes, with 1 for those that it lacks.
 
+    Args:
+        path: of the file.
+        sides: voxels along each axis.
+        part: which of the time points or channels is wanted, of those along a fourth axis; None where there is one.
+
     Raises:
-        UserError: an axis has no voxels, or a fourth one has several.
+        UserError: an axis has no voxels, or a fourth one has several, or not so many.
     """
     text = " x ".join(map(str, sides))
     if not sides or min(sides) < 1:
         raise UserError(f"{path} has axes of {text} voxels, but each needs at least one: restore it")
-    if math.prod(sides[3:]) > 1:
+    if part is not None and part >= math.prod(sides[3:]):
+        raise UserError(f"{path} has {math.prod(sides[3:])} channels, so that there is no channel {part}")
+    if part is None and math.prod(sides[3:]) > 1:
         raise UserError(
             f"{path} has {len(sides)} axes, {text}, but volumes have three: save each time point or channel as a file "
             "of its own, as nibabel.four_to_three does"

@@ -11,6 +11,7 @@ from medvlsm_jax.data.preparing.importers.formats import (
     coco,
     label_maps,
     labelme,
+    nnunet,
     sa_med2d,
     yolo,
 )
@@ -38,6 +39,8 @@ FORMATS: dict[str, Find] = {
     "coco": coco.find,
     "labelme": labelme.find,
     "yolo": yolo.find,
+    "nnunet": nnunet.find,
+    "decathlon": nnunet.find_decathlon,
     "sa_med2d": sa_med2d.find,
     "biomedparse": biomedparse.find,
 }

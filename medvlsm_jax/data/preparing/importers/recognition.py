@@ -11,7 +11,7 @@ from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.decoding.decode import decode
 from medvlsm_jax.data.preparing.importers.classes import listed
 from medvlsm_jax.data.preparing.importers.folders import IMAGES, MASKS
-from medvlsm_jax.data.preparing.importers.formats import class_masks, coco, label_maps, labelme, sa_med2d, yolo
+from medvlsm_jax.data.preparing.importers.formats import class_masks, coco, label_maps, labelme, nnunet, sa_med2d, yolo
 from medvlsm_jax.data.preparing.importers.layout import (
     find_inside,
     folders_of,
@@ -46,6 +46,8 @@ def signs_of_files(folders: list[Path]) -> Iterator[Sign]:
     for folder in folders:
         if (folder / sa_med2d.MASKS).is_file():
             yield "sa_med2d", f"{folder / sa_med2d.MASKS}"
+        if nnunet.is_dataset(folder):
+            yield "decathlon" if nnunet.has_parts(folder) else "nnunet", f"{folder / nnunet.DATASET}"
         for part in ("train", "test"):
             if find_inside(folder, [part]) and find_inside(folder, [f"{part}_mask"]):
                 yield "biomedparse", f"{folder / part} beside {part}_mask"
@@ -77,9 +79,8 @@ def signs_of_masks(folders: list[Path], card: Card) -> Iterator[Sign]:
             continue
         if card.labels:
             yield "label_maps", f"the card's labels, for {masks}"
-        if path := label_maps.find_label_file(folder, folder.parent):
-            if values := label_values(masks):
-                yield "label_maps", f"{path}, and the values {listed(map(str, values))} in {masks}"
+        if (path := label_maps.find_label_file(folder, folder.parent)) and (values := label_values(masks)):
+            yield "label_maps", f"{path}, and the values {listed(map(str, values))} in {masks}"
         if masks.name.lower() in MASKS:
             inner = sorted_folders(masks)
             if inner and not any(is_picture(path) for path in masks.iterdir()):

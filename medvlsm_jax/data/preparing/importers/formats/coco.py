@@ -229,7 +229,7 @@ def check_runs(shape: Mapping[str, Any], size: Size, where: str) -> None:
 
 
 def unpack(text: str, where: str) -> list[int]:
-    """The run lengths of COCO's packed text (maskApi.c): five bits a sign, differences to the last but one from the 4th."""
+    """The run lengths of COCO's packed text, as maskApi.c has it: five bits a sign, later ones as differences."""
     if not all("0" <= sign <= "o" for sign in text):
         raise UserError(f"{where}: its run lengths have signs that COCO does not write")
     counts, position = list[int](), 0

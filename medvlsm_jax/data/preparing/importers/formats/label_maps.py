@@ -1,11 +1,12 @@
 """Label maps: a file for each image whose values, or colours, are classes."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Num
 from PIL import Image
 
 from medvlsm_jax.data.cards import Card
@@ -22,7 +23,19 @@ FOLDERS = (*MASKS, "labels", "annotations", "segmentation", "segmentations", "la
 FILES = ("labels.txt", "classes.txt", "labelmap.txt", "class_names.txt")
 COLOUR_STEP = 256  # between red, green and blue in the number of a colour
 
-Labels = Mapping[int, str]  # value, or number of a colour -> class; "" for what is no object
+
+class Regions(NamedTuple):
+    """What the values of label maps, or the numbers of their colours, mean.
+
+    Attributes:
+        classes: class -> its values; classes may have values in common.
+        known: all values that have a meaning, if only that of no object.
+        is_coloured: whether they are numbers of colours.
+    """
+
+    classes: Mapping[str, tuple[int, ...]]
+    known: Collection[int]
+    is_coloured: bool = False
 
 
 def find(raw: Path, card: Card, options: Options) -> Found:
@@ -31,49 +44,58 @@ def find(raw: Path, card: Card, options: Options) -> Found:
     images, masks = find_inside(parent, IMAGES), find_inside(parent, FOLDERS)
     names = dict(card.labels) or read_label_file(raw, parent, card)
     classes, card = choose_classes(card, filter(None, names.values()))
-    labels = {number_of(key): classes.get(name, "") for key, name in names.items()}
-    is_coloured = any(key.startswith("#") for key in names)
+    values: dict[str, list[int]] = {word: [] for word in classes.values()}
+    for key, name in names.items():
+        if name in classes:
+            values[classes[name]].append(number_of(key))
+    regions = Regions(
+        {word: tuple(found) for word, found in values.items()},
+        set(map(number_of, names)) | {0},
+        is_coloured=any(key.startswith("#") for key in names),
+    )
     pairs = find_pairs(images, masks)
     if not pairs:
         raise wrong_folder(parent, card)
-    read = functools.partial(read_objects, labels=labels, is_coloured=is_coloured)
-    return Found([Source(image_name(p.image), functools.partial(read, p.image, p.mask)) for p in pairs], card)
+    sources = []
+    for pair in pairs:
+        name = image_name(pair.image)
+        read = functools.partial(read_objects, pair.mask, regions, name, functools.partial(as_found, pair.image))
+        sources.append(Source(name, read))
+    return Found(sources, card)
 
 
-def read_objects(image: Path, path: Path, labels: Labels, is_coloured: bool) -> Iterator[Item]:
+def read_objects(
+    path: Path, regions: Regions, name: str, read_image: Callable[[], Path | np.ndarray], split: str = ""
+) -> Iterator[Item]:
     """The objects of an image: one for each class that its label map has."""
-    values = read_values(path, is_coloured=is_coloured)
-    name = image_name(image)
-    for word, mask in class_masks(values, labels, path).items():
+    values = read_values(path, is_coloured=regions.is_coloured)
+    for word, mask in class_masks(values, regions, path).items():
         yield Item(
             name,
             mask_name(word, name),
+            split=split,
             group=name,
             target=word,
-            read_image=functools.partial(as_found, image),
-            read_mask=lambda mask=mask: mask,
+            read_image=read_image,
+            read_mask=functools.partial(np.asarray, mask),
         )
 
 
-def class_masks(values: Int[np.ndarray, "h w"], labels: Labels, path: Path) -> dict[str, Mask]:
-    """Class -> where a label map has one of its values, in the order of `labels`.
+def class_masks(values: Int[np.ndarray, "h w"], regions: Regions, path: Path) -> dict[str, Mask]:
+    """Class -> where a label map has one of its values, of those that it has.
 
     Raises:
-        UserError: the map has a value that is no label; 0 needs no name.
+        UserError: the map has a value without a meaning.
     """
     present = find_present(values)
-    if unknown := [value for value in present if value and value not in labels]:
+    if unknown := [value for value in present if value not in regions.known]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
             f"{path} has the label {unknown[0]}{more}, which has no name: add it to labels in the card, "
             f'{{{unknown[0]} = "CLASS"}}, or {{{unknown[0]} = ""}} where it is no object'
         )
-    found: dict[str, Mask] = {}
-    for value, word in labels.items():
-        if word and value in present:
-            mask = values == value
-            found[word] = found[word] | mask if word in found else mask
-    return found
+    found = {word: [value for value in wanted if value in present] for word, wanted in regions.classes.items()}
+    return {word: np.isin(values, wanted) for word, wanted in found.items() if wanted}
 
 
 def find_present(values: Int[np.ndarray, "h w"]) -> list[int]:
@@ -103,13 +125,18 @@ def read_values(path: Path, *, is_coloured: bool = False) -> Int[np.ndarray, "h 
         if (colours != colours[..., :1]).any():
             raise UserError(f'{path} is in colours: name them in the card, labels = {{"#ff0000" = "CLASS"}}')
         return colours[..., 0]
-    values = np.asarray(first_channel(decoded))
-    if values.dtype.kind == "f":
+    return whole_numbers(np.asarray(first_channel(decoded)), path)
+
+
+def whole_numbers(values: Num[np.ndarray, "h w"], path: Path) -> Int[np.ndarray, "h w"]:
+    """Values that are labels, stored as whole numbers or not; raises UserError for others."""
+    if values.dtype.kind != "f":
+        return values
+    with np.errstate(invalid="ignore"):
         whole = values.astype(np.int64)
-        if not decoded.is_finite or (whole != values).any():
-            raise UserError(f"{path} has values that are no whole numbers, which no label is")
-        return whole
-    return values
+    if not (whole == values).all():
+        raise UserError(f"{path} has values that are no whole numbers, which no label is")
+    return whole
 
 
 # --- Names -----------------------------------------------------------------------------------------------------------
