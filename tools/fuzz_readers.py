@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 
+from fuzz_datasets import DATASETS
 from fuzz_dicom import DICOM
 from fuzz_images import IMAGES
 from fuzz_volumes import VOLUMES
@@ -37,7 +38,7 @@ from fuzzing import Reader, flip
 from medvlsm_jax.command_line import run_program
 from medvlsm_jax.errors import UserError
 
-READERS = {reader.name: reader for reader in (*WEIGHTS, *IMAGES, *VOLUMES, *DICOM)}
+READERS = {reader.name: reader for reader in (*WEIGHTS, *IMAGES, *VOLUMES, *DICOM, *DATASETS)}
 MAX_SECONDS = 10.0
 MAX_BYTES = 2 << 30
 FORBIDDEN = ("os.", "subprocess.", "shutil.", "socket.", "ctypes.", "pty.", "tempfile.")  # audit events

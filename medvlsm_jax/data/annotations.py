@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medvlsm_jax.data.cards import Card
-from medvlsm_jax.data.files import File, find_named, leads_out
+from medvlsm_jax.data.files import File, find_named, leads_out, shown
 from medvlsm_jax.data.schema import from_entry
 from medvlsm_jax.errors import UserError
 
@@ -51,7 +51,7 @@ def parse_record(entry: Any, card: Card, root: Path, where: str) -> Record:
     folders = (root / "images" / card.subfolder, root / "masks" / card.subfolder)
     for folder, name in zip(folders, (line.image, line.mask), strict=True):
         if leads_out(name) or not (folder / name).resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{where}: {name} leads out of {folder}")
+            raise UserError(f"{where}: {shown(name)} leads out of {folder}")
     named = line.attributes.get("class", "")
     target = named if named in card.targets else find_target(card, line.prompts)
     image, mask = find_named(folders[0], line.image), find_named(folders[1], line.mask)

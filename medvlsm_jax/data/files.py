@@ -32,6 +32,11 @@ class File(Protocol):
         ...
 
 
+def shown(name: str) -> str:
+    """A name that a file gives, as a message has it in its line."""
+    return name if name.isprintable() else repr(name)
+
+
 def leads_out(name: str) -> bool:
     """Whether a name that a file gives may lie outside of the folder in which it is looked for, or written."""
     return name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or "\0" in name

@@ -36,8 +36,8 @@ def choose_classes(card: Card, names: Iterable[str]) -> tuple[Mapping[str, str],
         UserError: no class of the files is wanted, or two would be written to one folder.
     """
     found = {name: readable(name) for name in names if not is_background(name)}
-    if any(not word for word in found.values()):
-        raise UserError("a class of the download has no name: give it one")
+    if bad := [name for name, word in found.items() if not word or not word.isprintable()]:
+        raise UserError(f"the download has a class with the name {bad[0]!r:.100}: give it one in letters")
     if card.targets:
         targets = {target.casefold(): target for target in card.targets}
         wanted = {name: targets[word.casefold()] for name, word in found.items() if word.casefold() in targets}

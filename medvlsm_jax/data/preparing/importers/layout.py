@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from medvlsm_jax.data.cards import Card
+from medvlsm_jax.data.files import shown
 from medvlsm_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -89,6 +90,6 @@ def wrong_folder(raw: Path, card: Card) -> UserError:
 
 def lonely(what: str, names: Iterable[str]) -> UserError:
     """An error about files whose partner is missing; `what` begins the sentence."""
-    first, *others = names
+    first, *others = map(shown, names)
     more = f" and {len(others)} more" if others else ""
     return UserError(f"{what}: {first}{more}; complete the download or remove them")

@@ -219,7 +219,7 @@ def check_runs(shape: Mapping[str, Any], size: Size, where: str) -> None:
     """
     counts = shape.get("counts")
     if shape.get("size") != [size[1], size[0]]:
-        raise UserError(f"{where}: its run lengths are of size {shape.get('size')!r}, not {[size[1], size[0]]}")
+        raise UserError(f"{where}: its run lengths are of size {shape.get('size')!r:.100}, not {[size[1], size[0]]}")
     if isinstance(counts, str):
         counts = unpack(counts, where)
     if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
@@ -278,7 +278,7 @@ def check_entry(entry: Any, fields: Sequence[str], where: str) -> None:
         value = entry.get(field) if isinstance(entry, dict) else None
         kinds = (str,) if field in ("file_name", "name") else (int, str)
         if not isinstance(value, kinds) or value == "":
-            raise UserError(f"{where}: {field} is {value!r}")
+            raise UserError(f"{where}: {field} is {value!r:.100}")
 
 
 def category_names(content: Mapping[str, Any]) -> dict[Any, str]:

@@ -238,8 +238,8 @@ def read_labels(content: Mapping[str, Any], path: Path) -> dict[str, tuple[int, 
         numbers = numbers if isinstance(numbers, list) else [numbers]
         try:
             found[name] = tuple(int(number) for number in numbers)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: the label {key!r} is {value!r}, which is no number and no class") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{path}: the label {key!r} is {value!r:.100}, which is no number and no class") from error
     if not any(not is_background(name) for name in found):
         raise UserError(f"{path} names no classes")
     return found
@@ -250,7 +250,7 @@ def read_channels(content: Mapping[str, Any], path: Path) -> dict[int, str]:
     named: Any = content.get("channel_names") or content.get("modality")
     try:
         return {int(number): str(name) for number, name in named.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} names no channels: it needs channel_names, or modality") from error
 
 

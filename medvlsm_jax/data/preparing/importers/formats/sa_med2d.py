@@ -99,7 +99,7 @@ def read_classes(path: Path) -> dict[str, dict[int, str]]:
     content = read_json(path)
     try:
         return {dataset: {int(number): name for name, number in names.items()} for dataset, names in content.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{path} is no table of datasets, classes and their numbers ({error}): download it anew"
         ) from error

@@ -1,6 +1,7 @@
 """YOLO for segmentation: data.yaml, images in `images/`, and a text file of polygons for each in `labels/`."""
 
 import functools
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -132,7 +133,7 @@ def class_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
         names = dict(enumerate(names))
     good = isinstance(names, dict) and all(type(key) is int and isinstance(name, str) for key, name in names.items())
     if not good or not names:
-        raise UserError(f"{path}: names must be a list of classes, or a table of numbers and classes, not {names!r}")
+        raise UserError(f"{path}: names must be a list of classes, or a table of numbers and classes, not {type(names).__name__}")
     return names
 
 
@@ -168,7 +169,7 @@ def find_place(name: str, root: str, folder: Path, raw: Path) -> Path | None:
     for start in range(len(parts)):
         for base in (folder, raw):
             found = base.joinpath(*parts[start:])
-            if found.exists() and found.resolve().is_relative_to(raw.resolve()):
+            if os.path.exists(found) and found.resolve().is_relative_to(raw.resolve()):  # False for names that are none
                 return found
     return None
 
