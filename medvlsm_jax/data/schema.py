@@ -206,7 +206,7 @@ def from_entry(entry: Any, where: str) -> RecordLine:
         needed = {name: entry[SCHEMA[name].key] for name in REQUIRED}
     except (TypeError, KeyError) as error:
         raise UserError(f"{where}: needs img_name, mask_name and prompts ({error})") from error
-    found = {name: entry[kept.key] for name, kept in SCHEMA.items() if kept.key in entry}
+    found = {name: entry[kept.key] for name, kept in SCHEMA.items() if kept.key and kept.key in entry}
     values = {name: SCHEMA[name].from_json(value, where) for name, value in (needed | found).items()}
     given = values["prompts"].get(GIVEN, ())
     return RecordLine(**values, given=(given,) if isinstance(given, str) else given)

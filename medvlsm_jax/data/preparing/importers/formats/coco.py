@@ -93,7 +93,7 @@ def find_images(
             missing.append(entry["file_name"])
             continue
         name = written_name(images.name_of(found))
-        size = (entry["width"], entry["height"]) if "width" in entry and "height" in entry else None
+        size = size_of(entry, f"{path}, image {entry['id']}")
         read = functools.partial(
             read_objects, found, name, split, tuple(annotations), size=size, per_object=options.per_object
         )
@@ -103,6 +103,16 @@ def find_images(
     if by_image:
         raise UserError(f"{path}: annotations are of the image {next(iter(by_image))!r}, which it does not list")
     return sources
+
+
+def size_of(entry: Mapping[str, Any], where: str) -> Size | None:
+    """Width and height of an image, where the json file has them; raises UserError when they are no numbers."""
+    if "width" not in entry or "height" not in entry:
+        return None
+    width, height = entry["width"], entry["height"]
+    if type(width) is not int or type(height) is not int:
+        raise UserError(f"{where}: its width and height are {width!r:.100} and {height!r:.100}")
+    return width, height
 
 
 def group_annotations(
