@@ -66,6 +66,12 @@ def parse_spacing(value: Any, where: str) -> tuple[float, float] | None:
     return float(numbers[0]), float(numbers[1])
 
 
+def parse_box(value: Any, where: str) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom; None for anything else, for nothing is made of it."""
+    is_box = isinstance(value, list) and len(value) == 4 and all(type(number) is int for number in value)
+    return (value[0], value[1], value[2], value[3]) if is_box else None
+
+
 def parse_words(value: Any, where: str) -> dict[str, str]:
     """Words by attribute; raises UserError for anything else."""
     words = value or {}
@@ -127,7 +133,7 @@ class RecordLine:
             from_json=parse_spacing,
         ),
     )
-    box: tuple[int, int, int, int] | None = dataclasses.field(default=None, metadata=stored(key="bbox"))
+    box: tuple[int, int, int, int] | None = dataclasses.field(default=None, metadata=stored(key="bbox", from_json=parse_box))
     attributes: Mapping[str, str] = dataclasses.field(
         default_factory=dict, metadata=stored(key="attributes", from_json=parse_words)
     )

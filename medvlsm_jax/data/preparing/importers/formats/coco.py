@@ -122,7 +122,7 @@ def group_annotations(
     names = category_names(content)
     found: dict[Any, list[Annotation]] = defaultdict(list)
     for i, entry in enumerate(content["annotations"]):
-        where = f"{path}, annotation {entry.get('id', i)}"
+        where = f"{path}, annotation {entry.get('id', i)!r:.50}"
         category = entry["category_id"]
         if category not in names:
             raise UserError(f"{where}: there is no category {category!r}")

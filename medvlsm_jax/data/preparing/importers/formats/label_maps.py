@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Num
+from jaxtyping import Integer, Num
 from PIL import Image
 
 from medvlsm_jax.data.cards import Card
@@ -81,7 +81,7 @@ def read_objects(
         )
 
 
-def class_masks(values: Int[np.ndarray, "h w"], regions: Regions, path: Path) -> dict[str, Mask]:
+def class_masks(values: Integer[np.ndarray, "h w"], regions: Regions, path: Path) -> dict[str, Mask]:
     """Class -> where a label map has one of its values, of those that it has.
 
     Raises:
@@ -98,14 +98,14 @@ def class_masks(values: Int[np.ndarray, "h w"], regions: Regions, path: Path) ->
     return {word: np.isin(values, wanted) for word, wanted in found.items() if wanted}
 
 
-def find_present(values: Int[np.ndarray, "h w"]) -> list[int]:
+def find_present(values: Integer[np.ndarray, "h w"]) -> list[int]:
     """The values of a label map, each once."""
     if values.dtype == np.uint8:
         return np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
     return np.unique(values).tolist()
 
 
-def read_values(path: Path, *, is_coloured: bool = False) -> Int[np.ndarray, "h w"]:
+def read_values(path: Path, *, is_coloured: bool = False) -> Integer[np.ndarray, "h w"]:
     """The values of a label map as they are, of a palette its indices; or the numbers of its colours.
 
     Raises:
@@ -128,7 +128,7 @@ def read_values(path: Path, *, is_coloured: bool = False) -> Int[np.ndarray, "h 
     return whole_numbers(np.asarray(first_channel(decoded)), path)
 
 
-def whole_numbers(values: Num[np.ndarray, "h w"], path: Path) -> Int[np.ndarray, "h w"]:
+def whole_numbers(values: Num[np.ndarray, "h w"], path: Path) -> Integer[np.ndarray, "h w"]:
     """Values that are labels, stored as whole numbers or not; raises UserError for others."""
     if values.dtype.kind != "f":
         return values

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from medvlsm_jax.data.cards import Card
-from medvlsm_jax.data.files import read_json
+from medvlsm_jax.data.files import read_json, shown
 from medvlsm_jax.data.images import open_image, to_rgb
 from medvlsm_jax.data.preparing.importers.classes import choose_classes, mask_name
 from medvlsm_jax.data.preparing.importers.files_below import FilesBelow
@@ -181,7 +181,8 @@ class Embedded:
 def image_data(content: Mapping[str, Any], path: Path) -> bytes:
     """The picture in a json file; raises UserError where there is none."""
     if not content.get("imageData"):
-        raise UserError(f"{path} is of the image {content['imagePath']}, which is neither in the download nor in it")
+        name = shown(content["imagePath"])
+        raise UserError(f"{path} is of the image {name}, which is neither in the download nor within it")
     return unpack(content["imageData"], str(path))
 
 

@@ -27,6 +27,7 @@ from medvlsm_jax.errors import UserError
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # of data.yaml -> split
 IMAGES, LABELS = "images", "labels"
+DIGITS = 3  # of a pixel: shares have so few that 2.0 comes out as 1.999999
 
 
 def find(raw: Path, card: Card, options: Options) -> Found:
@@ -98,7 +99,10 @@ def read_polygons(path: Path, size: tuple[int, int]) -> Iterator[tuple[int, list
             raise UserError(f"{where} is a box: these are labels to detect objects, not to segment them")
         if len(values) < 6 or len(values) % 2:
             raise UserError(f"{where}: a polygon has at least three corners X Y, not {len(values)} numbers")
-        points = [(x * size[0], y * size[1]) for x, y in zip(values[::2], values[1::2], strict=True)]
+        points = [
+            (round(x * size[0], DIGITS), round(y * size[1], DIGITS))
+            for x, y in zip(values[::2], values[1::2], strict=True)
+        ]
         check_points(size, points, where)
         yield number, points
 
@@ -133,7 +137,7 @@ def class_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
         names = dict(enumerate(names))
     good = isinstance(names, dict) and all(type(key) is int and isinstance(name, str) for key, name in names.items())
     if not good or not names:
-        raise UserError(f"{path}: names must be a list of classes, or a table of numbers and classes, not {type(names).__name__}")
+        raise UserError(f"{path}: names must be a list of classes, or a table of numbers and classes")
     return names
 
 
