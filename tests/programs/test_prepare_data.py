@@ -9,7 +9,7 @@ from PIL import Image
 from prepare_data import card_text, chosen_card, list_cards, summary
 from processes import run_here
 
-from medvlsm_jax.data.cards import CARDS, Card
+from medvlsm_jax.data.cards import CARDS, Card, named_card
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.errors import UserError
 
@@ -164,3 +164,35 @@ def test_a_picture_that_cannot_be_written_is_named(prepared, tmp_path, name):
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: --preview={tmp_path / name} cannot be written")
     assert result.stderr.count("\n") == 1
+
+
+def test_files_that_name_their_classes_need_no_card(tmp_path):
+    for name, values in (("images/1.png", 90), ("masks/1_left_lung.png", 255), ("masks/1_liver.png", 255)):
+        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((16, 16), values, np.uint8) * np.tri(16, dtype=np.uint8)).save(tmp_path / "raw" / name)
+    arguments = ["--dataset=organs", f"--raw={tmp_path / 'raw'}", f"--data_dir={tmp_path / 'data'}", "--num_workers=1"]
+    card = tmp_path / "data" / "organs.toml"
+    for _ in range(2):
+        result = run(*arguments)
+        assert result.returncode == 0, result.stderr
+        assert f"dataset={card},prompt=p6" in result.stdout
+    assert named_card(str(card)).targets == ("left lung", "liver")
+    card.write_text(card.read_text().replace("unknown", "CT"))  # it is the user's now
+    assert run(*arguments).returncode == 0
+    assert named_card(str(card)).modality == "CT"
+    result = run(f"--dataset={card}", f"--data_dir={tmp_path / 'data'}", "--verify")
+    assert result.returncode == 0, result.stdout
+
+
+def test_masks_without_a_class_need_a_card(raw, tmp_path):
+    result = run("--dataset=wounds", f"--raw={raw}", f"--data_dir={tmp_path / 'data'}")
+    assert result.returncode == 2
+    assert "of what class the masks are, is not known: give a card NAME.toml instead" in result.stderr
+    assert not (tmp_path / "data").exists() or not list((tmp_path / "data").glob("wounds/*.json"))
+
+
+@pytest.mark.parametrize(("flag", "message"), [("--channels=0,1", "give one channel"), ("--empty_slices=-1", "or all")])
+def test_options_that_make_no_sense_are_named(raw, tmp_path, flag, message):
+    result = run("--dataset=wounds", f"--raw={raw}", f"--data_dir={tmp_path / 'data'}", flag)
+    assert result.returncode == 2
+    assert message in result.stderr

@@ -99,10 +99,8 @@ def read_polygons(path: Path, size: tuple[int, int]) -> Iterator[tuple[int, list
             raise UserError(f"{where} is a box: these are labels to detect objects, not to segment them")
         if len(values) < 6 or len(values) % 2:
             raise UserError(f"{where}: a polygon has at least three corners X Y, not {len(values)} numbers")
-        points = [
-            (round(x * size[0], DIGITS), round(y * size[1], DIGITS))
-            for x, y in zip(values[::2], values[1::2], strict=True)
-        ]
+        pixels = [round(share * size[i % 2], DIGITS) for i, share in enumerate(values)]
+        points = list(zip(pixels[::2], pixels[1::2], strict=True))
         check_points(size, points, where)
         yield number, points
 
