@@ -129,8 +129,8 @@ def read_annotations(path: Path) -> None:
 
 def draw_coco() -> bytes:
     """Polygons, and run lengths in both forms."""
-    packed = coco_mask.encode(np.asfortranarray(draw_mask()))
-    packed = {"size": packed["size"], "counts": packed["counts"].decode()}
+    runs: Any = coco_mask.encode(np.asfortranarray(draw_mask()))
+    packed = {"size": runs["size"], "counts": runs["counts"].decode()}
     shapes = (
         [[2, 2, 12, 2, 12, 9], [14, 14, 20, 14, 20, 18, 14, 18]],
         packed,

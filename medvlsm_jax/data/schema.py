@@ -133,7 +133,9 @@ class RecordLine:
             from_json=parse_spacing,
         ),
     )
-    box: tuple[int, int, int, int] | None = dataclasses.field(default=None, metadata=stored(key="bbox", from_json=parse_box))
+    box: tuple[int, int, int, int] | None = dataclasses.field(
+        default=None, metadata=stored(key="bbox", from_json=parse_box)
+    )
     attributes: Mapping[str, str] = dataclasses.field(
         default_factory=dict, metadata=stored(key="attributes", from_json=parse_words)
     )
