@@ -10,7 +10,9 @@ from PIL import Image
 
 from medvlsm_jax.data.images import load_pair, open_image
 from medvlsm_jax.data.preparing.copying import write_files
-from medvlsm_jax.data.preparing.importers.item import Item, as_found, image_name, read_binary
+from medvlsm_jax.data.preparing.importers.item import Item, as_found, image_name, sources_of
+from medvlsm_jax.data.preparing.importers.masks import read_binary
+from medvlsm_jax.data.preparing.measuring import measure_files
 from medvlsm_jax.errors import UserError
 
 rng = np.random.default_rng(0)
@@ -22,12 +24,17 @@ EXIF[0x0112] = 6
 
 
 def write(image: Path, mask: np.ndarray, folder: Path, max_side: int = 0) -> tuple[Path, Path]:
-    """Writes one pair; returns where."""
+    """Writes one pair, which is measured as its files would be; returns where."""
     Image.fromarray(mask).save(image.with_name("mask.png"))
-    read_mask = functools.partial(read_binary, image.with_name("mask.png"))
-    item = Item(image_name(image), "m.png", functools.partial(as_found, image), read_mask, target="", group="")
-    write_files([item], folder, "", max_side=max_side, workers=1)
-    return folder / "images" / item.image, folder / "masks" / "m.png"
+    reads = {
+        "read_image": functools.partial(as_found, image),
+        "read_mask": functools.partial(read_binary, image.with_name("mask.png")),
+    }
+    item = Item(image_name(image), "m.png", **reads)
+    [(line, words)] = write_files(sources_of([item]), folder, "", max_side=max_side, workers=1)
+    files = folder / "images" / item.image, folder / "masks" / "m.png"
+    assert (words, line.box) == measure_files(files, true_thirds=False)
+    return files
 
 
 @pytest.mark.parametrize("max_side", [0, 20])
