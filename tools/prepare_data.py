@@ -9,8 +9,9 @@ r"""Brings a raw download into the layout that training and evaluation read.
     python tools/prepare_data.py --dataset=camus --data_dir=DATA --preview=camus.png --prompt=p6
     python tools/prepare_data.py --dataset=camus --data_dir=DATA --array_record=STORES --num_shards=8
 
-The download is only read. Splits are the published ones (--annotations), those of the download, or drawn by patient,
-sequence or image. A run that was cut off is continued by the same command, and a complete folder is left as it is.
+The download is only read. Splits are the published ones (--annotations), yours (--splits or splits.csv, folders named
+train, val and test), those of the download, or drawn by patient, sequence or image. A run that was cut off is continued
+by the same command, and a complete folder is left as it is.
 """
 
 import sys
@@ -39,7 +40,7 @@ from medvlsm_jax.folders import local_folder
 from medvlsm_jax.lease import holding
 from medvlsm_jax.text import table
 
-PATHS = ("raw", "data_dir", "annotations", "preview", "array_record")  # flags
+PATHS = ("raw", "data_dir", "annotations", "splits", "preview", "array_record")  # flags
 ALL = "all"  # slices
 PREVIEWED = 5  # images of each split in a preview
 
@@ -178,6 +179,7 @@ def import_raw(args: flags.FlagValues) -> None:
             Path(args.raw),
             Path(args.data_dir),
             annotations=Path(args.annotations) if args.annotations else None,
+            splits=Path(args.splits) if args.splits else None,
             seed=args.seed,
             workers=args.num_workers,
             on_leak=args.on_leak,
@@ -249,6 +251,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("raw", "", "The unpacked download, or the folder that holds it; it is only read.")
     flags.DEFINE_string("data_dir", "", "Receives the folder of the dataset.")
     flags.DEFINE_string("annotations", "", "Published annotation files, whose splits and prompts are taken over.")
+    flags.DEFINE_string("splits", "", "A csv of image, split and group (a patient); else splits.csv in the download.")
     flags.DEFINE_integer("seed", 42, "Of splits that are drawn.", lower_bound=0)
     flags.DEFINE_integer("num_workers", None, "Processes; by default one for each core.", lower_bound=1)
     flags.DEFINE_enum("on_leak", "error", ON_LEAK, "When splits share a patient or an image: stop, keep or drop it.")

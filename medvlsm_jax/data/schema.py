@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from medvlsm_jax.errors import UserError
@@ -195,7 +194,7 @@ def read_cells(cells: Mapping[str, str], where: str) -> RecordLine:
 
 def known_group(line: RecordLine) -> str:
     """The group of a record, empty where it is no more than its image."""
-    return "" if line.group in ("", line.image, PurePosixPath(line.image).stem) else line.group
+    return "" if line.group == line.image else line.group
 
 
 def to_entry(line: RecordLine) -> dict[str, Any]:

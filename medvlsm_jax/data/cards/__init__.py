@@ -41,6 +41,7 @@ class Card:
         layout: what the raw download looks like.
         counts: published records per split; generated splits have the same shares.
         subfolder: between `images` or `masks` and the files.
+        group: a regular expression whose one capture, in the path of an image, is its patient.
         descriptions: general descriptions of the target (prompt types p7 to p9), "… which is DESCRIPTION".
         members: of a pool, the datasets of each split.
         licence: terms of use.
@@ -61,6 +62,7 @@ class Card:
     layout: str = ""
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     subfolder: str = ""
+    group: str = ""
     descriptions: tuple[str, ...] = ()
     members: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     licence: str = ""
@@ -91,10 +93,24 @@ def read_card(path: str | Path) -> Card:
     card = Card(**{field: check_field(path, field, value) for field, value in values.items()})
     if card.subfolder and leads_out(card.subfolder):
         raise UserError(f"card {path}: subfolder must be the name of a folder below images, not {card.subfolder!r}")
+    check_group(path, card.group)
     if lost := [name for name in card.labels.values() if name and card.targets and name not in card.targets]:
         raise UserError(f"card {path}: labels has {lost[0]!r}, which is none of its targets: add it there")
     targets = card.targets or tuple(dict.fromkeys(filter(None, card.labels.values())))
     return dataclasses.replace(card, targets=targets)
+
+
+def check_group(path: Path, group: str) -> None:
+    """Raises a UserError for a pattern of groups that is none, or captures nothing or several things."""
+    try:
+        captures = re.compile(group).groups
+    except re.error as error:
+        raise UserError(f"card {path}: group = {group!r} is no regular expression: {error}") from error
+    if group and captures != 1:
+        raise UserError(
+            f"card {path}: group = {group!r} has {captures} captures in brackets, but one is needed, as in "
+            r"'patient(\d+)_'; (?:…) captures nothing"
+        )
 
 
 def check_field(path: Path, field: str, value: Any) -> Any:

@@ -14,6 +14,13 @@ from medvlsm_jax.data.preparing.annotate import Described, write_annotations
 from medvlsm_jax.data.preparing.copying import Written, write_files
 from medvlsm_jax.data.preparing.importers import choose_importer, find_sources
 from medvlsm_jax.data.preparing.importers.item import Options, Source
+from medvlsm_jax.data.preparing.own_splits import (
+    OwnSplits,
+    apply_own_splits,
+    complete_splits,
+    find_own_splits,
+    group_by_card,
+)
 from medvlsm_jax.data.preparing.provenance import check_apart, claim, files_made, write_source
 from medvlsm_jax.data.preparing.published import find_published, match_published, read_entries, write_published
 from medvlsm_jax.data.preparing.splits import Leak, assign_splits, drop_leaks, find_leaks
@@ -29,6 +36,7 @@ def prepare(
     data_dir: Path,
     *,
     annotations: Path | None = None,
+    splits: Path | None = None,
     seed: int = 42,
     workers: int | None = None,
     on_leak: str = "error",
@@ -45,7 +53,9 @@ def prepare(
         raw: the unpacked download, or the folder that holds it.
         data_dir: receives the folder of the dataset.
         annotations: folder of published annotation files, whose splits and prompts are taken over; without it the
-            splits are those of the download, or drawn by patient or sequence, and the prompts are made from the masks.
+            splits are the user's or those of the download, or drawn by patient or sequence, and the prompts are made
+            from the masks.
+        splits: a csv of image, split and group; by default the download's splits.csv, if it has one.
         seed: of the splits.
         workers: processes; by default one for each core.
         on_leak: what to do about a patient or an image in two splits: `error`, `keep`, or `drop` the training copies.
@@ -65,6 +75,9 @@ def prepare(
         raise UserError(f"--on_leak={on_leak}: choose one of {', '.join(ON_LEAK)}")
     if options.per_class and annotations is not None:
         raise UserError("--per_class: the published records are about all polyps of an image; leave out --annotations")
+    if splits is not None and annotations is not None:
+        raise UserError("--splits: the published records have splits of their own; leave out --annotations")
+    own = None if annotations else find_own_splits(splits, raw)
     folder = data_dir / card.name
     check_apart(raw, folder)
     importer = choose_importer(raw, card, importer)
@@ -74,8 +87,9 @@ def prepare(
         print(f"warning: the published records of {card.name} are CVC-ColonDB's: its own are made from its images")
         annotations = None
     files = files_made(card, importer, options, max_side)
-    splits = {"annotations": "published" if annotations else "generated", "seed": seed, "on_leak": on_leak}
-    if finished := claim(folder, files, splits):
+    dividing = {"annotations": "published" if annotations else "generated", "seed": seed, "on_leak": on_leak}
+    dividing |= {"group": card.group, "splits": own.digest if own else ""}
+    if finished := claim(folder, files, dividing):
         return finished
     atomic.remove_abandoned(folder)
     written = write_files(
@@ -83,7 +97,7 @@ def prepare(
     )
     say_left_out(sources, written)
     rows, words = [line for line, _ in written], {line.mask: found for line, found in written}
-    rows = match_published(annotations, card, rows) if annotations else draw_splits(rows, card, seed)
+    rows = match_published(annotations, card, rows) if annotations else divide(rows, card, own, seed, on_leak)
     rows = settle_leaks(rows, on_leak, is_published=annotations is not None)
     atomic.write_csv(folder / "records.csv", csv_rows(rows))
     shutil.rmtree(folder / "anns", ignore_errors=True)  # of an earlier run that was cut off
@@ -94,7 +108,7 @@ def prepare(
     counts = Counter(row.split for row in rows)
     records = {split: counts[split] for split in SPLITS}
     terms = {"licence": card.licence, "citation": card.citation, "download": card.download}
-    write_source(folder, files | splits | {"records": records} | terms)
+    write_source(folder, files | dividing | {"records": records} | terms)
     return records
 
 
@@ -138,6 +152,15 @@ def described(row: RecordLine, words: Mapping[str, str]) -> Described:
     """A record with the words that its image and mask show, and those that are known."""
     target = {"class": row.target} if row.target else {}
     return Described(row, {**words, **target, **row.attributes}, row.box, published=None)
+
+
+def divide(rows: Sequence[RecordLine], card: Card, own: OwnSplits | None, seed: int, on_leak: str) -> list[RecordLine]:
+    """The rows with the user's splits and groups, else those of the download; what these leave open is drawn."""
+    rows = group_by_card(rows, card)
+    rows = apply_own_splits(rows, own) if own else rows
+    if any(row.split == "train" for row in rows):
+        rows = settle_leaks(rows, on_leak, is_published=False)
+    return draw_splits(complete_splits(rows, card, seed), card, seed)
 
 
 def draw_splits(rows: Sequence[RecordLine], card: Card, seed: int) -> list[RecordLine]:

@@ -31,7 +31,7 @@ def card_fields(card: Card) -> dict[str, Any]:
     return as_json({name: getattr(card, name) for name in CARD_FIELDS})
 
 
-DEFAULTS = as_json(dataclasses.asdict(Options())) | card_fields(Card(""))
+DEFAULTS: dict[str, Any] = as_json(dataclasses.asdict(Options())) | card_fields(Card("")) | {"group": "", "splits": ""}
 
 
 def check_apart(raw: Path, folder: Path) -> None:
@@ -47,7 +47,7 @@ def files_made(card: Card, importer: str, options: Options, max_side: int) -> di
     return known | as_json(dataclasses.asdict(options)) | card_fields(card) | {"max_side": max_side}
 
 
-def claim(folder: Path, files: Values, splits: Values) -> dict[str, int]:
+def claim(folder: Path, files: Values, dividing: Values) -> dict[str, int]:
     """Marks a new folder as ours; of a complete one, returns the records of its splits.
 
     What an unfinished run wrote by another reading of the masks, before the card was mended, is removed.
@@ -70,7 +70,7 @@ def claim(folder: Path, files: Values, splits: Values) -> dict[str, int]:
             shutil.rmtree(folder / name, ignore_errors=True)
         found |= {name: files[name] for name in CARD_FIELDS}
         write_source(folder, found)
-    wanted = {**files, **splits} if "records" in found else files
+    wanted = {**files, **dividing} if "records" in found else files
     if other := [f"{key}={found.get(key)}" for key, value in wanted.items() if found.get(key) != value]:
         raise UserError(
             f"{folder} was prepared with {', '.join(other)}: give the same options, or remove it or choose another "

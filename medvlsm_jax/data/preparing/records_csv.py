@@ -14,8 +14,8 @@ from medvlsm_jax.data.files import read_csv, read_json
 from medvlsm_jax.data.integrity import is_colondb_copy
 from medvlsm_jax.data.language.attributes import MEASURED
 from medvlsm_jax.data.language.grammars import attributes_of
-from medvlsm_jax.data.preparing.importers.folders import match_mask
-from medvlsm_jax.data.preparing.importers.layout import list_images, lonely
+from medvlsm_jax.data.preparing.importers.pairs import Part, find_pairs
+from medvlsm_jax.data.preparing.own_splits import complete_splits, group_in
 from medvlsm_jax.data.preparing.splits import assign_splits
 from medvlsm_jax.data.schema import COLUMNS, RecordLine, from_entry, read_cells
 from medvlsm_jax.errors import UserError
@@ -77,25 +77,36 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
 
 
 def pair_files(folder: Path, card: Card) -> list[RecordLine]:
-    """A record for each image and the mask of its name, in splits that are drawn by image, copies together."""
-    bases = [folder / kind / card.subfolder for kind in ("images", "masks")]
-    images, masks = (list_images(base) for base in bases)
-    if not images:
-        raise UserError(f"{bases[0]} holds no images: check --data_dir and --dataset")
-    by_lower = {stem.lower(): stem for stem in masks}
-    pairs = {stem: match_mask(stem, by_lower) for stem in sorted(images)}
-    if missing := [images[stem].name for stem, mask in pairs.items() if mask is None]:
-        raise lonely(f"{bases[1]} has no mask for images of {bases[0]}", missing)
-    digests = [hashlib.sha256(images[stem].read_bytes()).hexdigest() for stem in pairs]
-    splits = assign_splits(list(pairs), card.counts, SEED, images=digests)
+    """A record for each image and the mask of its name, in the splits of their folders.
+
+    Without such folders they are drawn by the groups that the card's pattern finds, else by image, copies together.
+    """
+    images, masks = (folder / kind / card.subfolder for kind in ("images", "masks"))
+    pairs = find_pairs([Part(images, masks)])
+    if not pairs:
+        raise UserError(f"{images} holds no images: check --data_dir and --dataset")
     target = card.targets[0] if len(card.targets) == 1 else ""
-    rows = []
-    for stem, mask in pairs.items():
-        image_name = images[stem].relative_to(bases[0]).as_posix()
-        mask_name = masks[mask or ""].relative_to(bases[1]).as_posix()
-        words = {"class": target} if target else {}
-        rows.append(RecordLine(image_name, mask_name, splits[stem], stem, target, attributes=words))
-    return rows
+    rows = [
+        RecordLine(
+            name := pair.image.relative_to(images).as_posix(),
+            pair.mask.relative_to(masks).as_posix(),
+            pair.split,
+            group_in(card.group, name) or pair.name,
+            target,
+            attributes={"class": target} if target else {},
+            digest=hashlib.sha256(pair.image.read_bytes()).hexdigest(),
+        )
+        for pair in sorted(pairs)
+    ]
+    rows = complete_splits(rows, card, SEED)
+    fixed = [row.split for row in rows]
+    splits = assign_splits(
+        [row.group for row in rows], card.counts, SEED, images=[row.digest for row in rows], fixed=fixed
+    )
+    return [
+        dataclasses.replace(row, split=row.split or splits[row.group], group=group_in(card.group, row.image), digest="")
+        for row in rows
+    ]
 
 
 def is_ours(anns: Path) -> bool:

@@ -198,7 +198,8 @@ def test_records_csv_gives_patients_and_spacing(folder):
     annotate(folder, CARD)
     keys = ("group", "spacing")
     known = {name: {key: entry[key] for key in keys if key in entry} for name, entry in by_name(folder).items()}
-    assert known == {"a": {"group": "p1", "spacing": [0.31, 0.15]}, "b": {}, "c": {"spacing": [2.0, 0.1]}}
+    c = {"group": "c", "spacing": [2.0, 0.1]}  # no image is called so
+    assert known == {"a": {"group": "p1", "spacing": [0.31, 0.15]}, "b": {}, "c": c}
     assert "spacing" not in by_name(folder)["a"]["attributes"]
 
 

@@ -88,8 +88,9 @@ def wrong_folder(raw: Path, card: Card) -> UserError:
     )
 
 
-def lonely(what: str, names: Iterable[str]) -> UserError:
-    """An error about files whose partner is missing; `what` begins the sentence."""
+def lonely(what: str, names: Iterable[str], looked_for: str = "") -> UserError:
+    """An error about files whose partner, which may be called as `looked_for` says, is missing; `what` begins it."""
     first, *others = map(shown, names)
     more = f" and {len(others)} more" if others else ""
-    return UserError(f"{what}: {first}{more}; complete the download or remove them")
+    forms = f"; it would be called {looked_for}" if looked_for else ""
+    return UserError(f"{what}: {first}{more}{forms}; complete the download or remove them")

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medvlsm_jax.data.preparing.importers.layout import DEPTH, is_junk, walk
+from medvlsm_jax.data.preparing.own_splits import NAMES
 
 HEAD = 1 << 20  # bytes of a json file in which its first keys are looked for
 KEY = re.compile(rb'"(\w+)"\s*:')
-SPLIT = re.compile(r"(?<![a-z])(train|training|val|valid|validation|test|testing)(?![a-z])")
-SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+SPLIT = re.compile(rf"(?<![a-z])({'|'.join(NAMES)})(?![a-z])")
 
 
 def json_files(raw: Path, depth: int = DEPTH) -> Iterator[Path]:
@@ -36,5 +36,5 @@ def split_of(path: Path, raw: Path) -> str:
     parts = path.relative_to(raw).with_suffix("").parts if path.is_relative_to(raw) else (path.stem,)
     for part in reversed(parts):
         if match := SPLIT.search(part.lower()):
-            return SPLITS.get(match[1], match[1])
+            return NAMES[match[1]]
     return ""

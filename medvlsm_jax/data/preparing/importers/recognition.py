@@ -21,6 +21,8 @@ from medvlsm_jax.data.preparing.importers.layout import (
     wrong_folder,
 )
 from medvlsm_jax.data.preparing.importers.looking import json_files, json_keys
+from medvlsm_jax.data.preparing.importers.pairs import Part, divide_part
+from medvlsm_jax.data.preparing.own_splits import split_named
 
 LOOKED_AT = 16  # masks whose values are looked at
 
@@ -82,12 +84,21 @@ def signs_of_masks(folders: list[Path], card: Card) -> Iterator[Sign]:
         if (path := label_maps.find_label_file(folder, folder.parent)) and (values := label_values(masks)):
             yield "label_maps", f"{path}, and the values {listed(map(str, values))} in {masks}"
         if masks.name.lower() in MASKS:
-            inner = sorted_folders(masks)
+            name, (images, masks, *_) = masks.name, divide_part(Part(images, masks))[0]
+            if images is None or masks is None:
+                continue
+            inner = class_folders(masks, images)
             if inner and not any(is_picture(path) for path in masks.iterdir()):
                 yield "class_masks", f"the folders of {masks}"
             elif not inner and class_masks.names_classes(list_images(images), list_images(masks)):
                 yield "class_masks", f"the names IMAGE_CLASS of {masks}"
-            yield "folders", f"{images} beside {masks.name}"
+            yield "folders", f"{images} beside {name}"
+
+
+def class_folders(masks: Path, images: Path) -> list[str]:
+    """The names of folders of masks, but for those of splits and those that the images are in as well."""
+    theirs, others = ([Path(path).name for path in sorted_folders(folder)] for folder in (masks, images))
+    return [name for name in theirs if name not in others and not split_named(name)]
 
 
 def is_picture(path: Path) -> bool:

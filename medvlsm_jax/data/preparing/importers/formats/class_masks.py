@@ -1,9 +1,9 @@
 """A mask file for each class of an image: `IMAGE_CLASS.png`, `CLASS/IMAGE.png`, or named by a csv."""
 
 import functools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.files import read_csv
 from medvlsm_jax.data.preparing.importers.classes import choose_classes, mask_name, readable
 from medvlsm_jax.data.preparing.importers.files_below import FilesBelow
-from medvlsm_jax.data.preparing.importers.folders import IMAGES, MASK_STEMS, MASKS
+from medvlsm_jax.data.preparing.importers.folders import IMAGES, MASKS
 from medvlsm_jax.data.preparing.importers.item import (
     Found,
     Item,
@@ -26,8 +26,6 @@ from medvlsm_jax.data.preparing.importers.item import (
 )
 from medvlsm_jax.data.preparing.importers.layout import (
     SUFFIXES,
-    find_inside,
-    find_parent,
     folders_of,
     list_images,
     lonely,
@@ -35,6 +33,8 @@ from medvlsm_jax.data.preparing.importers.layout import (
     wrong_folder,
 )
 from medvlsm_jax.data.preparing.importers.masks import read_binary
+from medvlsm_jax.data.preparing.importers.pairs import MASK_STEMS, Part, find_parts
+from medvlsm_jax.data.preparing.own_splits import group_in
 from medvlsm_jax.data.schema import read_spacing
 from medvlsm_jax.errors import UserError
 
@@ -113,31 +113,38 @@ def merge(masks: Sequence[Path], rule: str) -> Mask:
 
 
 def find_named(raw: Path, card: Card) -> list[Named]:
-    """The masks of a folder, each with the image and the class that its name tells.
+    """The masks of a folder, or of one of each split, each with the image and the class that its name tells.
 
     Raises:
         UserError: a mask is of no image, or its name tells no class.
     """
-    parent = find_parent(raw, card, IMAGES, MASKS)
-    images, masks = find_inside(parent, IMAGES), find_inside(parent, MASKS)
-    if images is None or masks is None:
-        raise wrong_folder(parent, card)
-    found = list_images(images)
+    found = [(part, *one) for part in find_parts(raw, card, IMAGES, MASKS) for one in name_masks(part)]
+    stems = Counter(image.stem.casefold() for image in {image for _, image, _, _ in found})
+    named = []
+    for part, image, mask, label in found:
+        place = PurePosixPath(part.label, image.name)
+        name = image.stem if stems[image.stem.casefold()] == 1 else place.with_suffix("").as_posix()
+        group = group_in(card.group, str(place))
+        named.append(Named(image, image_name(image, name), mask, label, part.split, group))
+    return named
+
+
+def name_masks(part: Part) -> Iterator[tuple[Path, Path, str]]:
+    """Image, mask and class of each mask of a part."""
+    found, masks = list_images(part.images or Path()), part.masks or Path()
     by_lower = {stem.lower(): stem for stem in found}
     folders = [Path(folder) for folder in sorted_folders(masks)]
     if folders:
         pairs = {path: (stem, folder.name) for folder in folders for stem, path in list_images(folder).items()}
     else:
         pairs = {path: parse_stem(stem, by_lower) for stem, path in list_images(masks).items()}
+    looked_for = "(looked for IMAGE_CLASS and CLASS/IMAGE)"
     if extra := [path.name for path, (stem, _) in pairs.items() if stem.lower() not in by_lower]:
-        raise lonely(f"{images} has no image for masks of {masks} (looked for IMAGE_CLASS and CLASS/IMAGE)", extra)
+        raise lonely(f"{part.images} has no image for masks of {masks} {looked_for}", extra)
     if extra := [path.name for path, (_, label) in pairs.items() if not label]:
-        raise lonely(f"{masks} has masks whose names tell no class (looked for IMAGE_CLASS and CLASS/IMAGE)", extra)
-    named = []
+        raise lonely(f"{masks} has masks whose names tell no class {looked_for}", extra)
     for path, (stem, label) in pairs.items():
-        image = found[by_lower[stem.lower()]]
-        named.append(Named(image, image_name(image), path, label))
-    return named
+        yield found[by_lower[stem.lower()]], path, label
 
 
 def parse_stem(stem: str, images: Mapping[str, str]) -> tuple[str, str]:

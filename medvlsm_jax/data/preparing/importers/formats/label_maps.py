@@ -1,7 +1,7 @@
 """Label maps: a file for each image whose values, or colours, are classes."""
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +14,11 @@ from medvlsm_jax.data.decoding.decode import decode
 from medvlsm_jax.data.files import read_lines
 from medvlsm_jax.data.images import first_channel, picture, to_rgb
 from medvlsm_jax.data.preparing.importers.classes import choose_classes, is_background, mask_name
-from medvlsm_jax.data.preparing.importers.folders import IMAGES, MASKS, find_pairs
+from medvlsm_jax.data.preparing.importers.folders import IMAGES, MASKS
 from medvlsm_jax.data.preparing.importers.item import Found, Item, Mask, Options, Source, as_found, image_name
-from medvlsm_jax.data.preparing.importers.layout import find_inside, find_parent, wrong_folder
+from medvlsm_jax.data.preparing.importers.layout import wrong_folder
+from medvlsm_jax.data.preparing.importers.pairs import Part, find_pairs, find_parts
+from medvlsm_jax.data.preparing.own_splits import group_in
 from medvlsm_jax.errors import UserError
 
 FOLDERS = (*MASKS, "labels", "annotations", "segmentation", "segmentations", "label_maps", "SegmentationClass".lower())
@@ -40,9 +42,8 @@ class Regions(NamedTuple):
 
 def find(raw: Path, card: Card, options: Options) -> Found:
     """The classes of each image, as far as it has them."""
-    parent = find_parent(raw, card, IMAGES, FOLDERS)
-    images, masks = find_inside(parent, IMAGES), find_inside(parent, FOLDERS)
-    names = dict(card.labels) or read_label_file(raw, parent, card)
+    parts = find_parts(raw, card, IMAGES, FOLDERS)
+    names = dict(card.labels) or read_label_file(raw, parts, card)
     classes, card = choose_classes(card, filter(None, names.values()))
     values: dict[str, list[int]] = {word: [] for word in classes.values()}
     for key, name in names.items():
@@ -53,19 +54,25 @@ def find(raw: Path, card: Card, options: Options) -> Found:
         set(map(number_of, names)) | {0},
         is_coloured=any(key.startswith("#") for key in names),
     )
-    pairs = find_pairs(images, masks)
+    pairs = find_pairs(parts)
     if not pairs:
-        raise wrong_folder(parent, card)
+        raise wrong_folder(raw, card)
     sources = []
     for pair in pairs:
-        name = image_name(pair.image)
-        read = functools.partial(read_objects, pair.mask, regions, name, functools.partial(as_found, pair.image))
-        sources.append(Source(name, read))
+        name = image_name(pair.image, pair.name)
+        place = {"split": pair.split, "group": group_in(card.group, pair.place)}
+        read_image = functools.partial(as_found, pair.image)
+        sources.append(Source(name, functools.partial(read_objects, pair.mask, regions, name, read_image, **place)))
     return Found(sources, card)
 
 
 def read_objects(
-    path: Path, regions: Regions, name: str, read_image: Callable[[], Path | np.ndarray], split: str = ""
+    path: Path,
+    regions: Regions,
+    name: str,
+    read_image: Callable[[], Path | np.ndarray],
+    split: str = "",
+    group: str = "",
 ) -> Iterator[Item]:
     """The objects of an image: one for each class that its label map has."""
     values = read_values(path, is_coloured=regions.is_coloured)
@@ -74,7 +81,7 @@ def read_objects(
             name,
             mask_name(word, name),
             split=split,
-            group=name,
+            group=group or name,
             target=word,
             read_image=read_image,
             read_mask=functools.partial(np.asarray, mask),
@@ -147,17 +154,19 @@ def number_of(key: str) -> int:
     return int(key[1:], 16) if key.startswith("#") else int(key)
 
 
-def read_label_file(raw: Path, parent: Path, card: Card) -> dict[str, str]:
+def read_label_file(raw: Path, parts: Sequence[Part], card: Card) -> dict[str, str]:
     """Value or colour -> class, of a file that lies with the images.
 
     Raises:
         UserError: there is none, or it names no classes.
     """
-    path = find_label_file(raw, parent)
+    around = [folder for part in parts if part.images for folder in part.images.parents]
+    folders = [folder for folder in dict.fromkeys(around) if folder.is_relative_to(raw)]
+    path = find_label_file(raw, *folders)
     if path is None:
         raise UserError(
-            f"what the values of the label maps in {parent} are, is not known: write them in the card "
-            f'{card.name}, labels = {{1 = "CLASS"}}, or in {parent / FILES[0]}, a line "1 CLASS" each'
+            f"what the values of the label maps in {parts[0].masks} are, is not known: write them in the card "
+            f'{card.name}, labels = {{1 = "CLASS"}}, or in {raw / FILES[0]}, a line "1 CLASS" each'
         )
     return parse_labels(read_lines(path), path)
 
