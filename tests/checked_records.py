@@ -8,7 +8,7 @@ from PIL import Image
 
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cards import Card
-from medvlsm_jax.data.integrity import Finding
+from medvlsm_jax.data.findings import Finding
 
 PROMPTS = {"p0": "", "p1": "polyp"}
 

@@ -22,6 +22,8 @@ from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.cards import SPLITS, Card, named_card
 from medvlsm_jax.data.language.attributes import MEASURED
 from medvlsm_jax.data.language.grammars import ALIASES, named_grammar
+from medvlsm_jax.data.language.word_counts import counts_table
+from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.preparing.annotate import KEEPABLE, Described, annotate, describe_records
 from medvlsm_jax.data.preparing.overrides import read_descriptions_file, read_overrides
 from medvlsm_jax.errors import UserError
@@ -113,6 +115,8 @@ def main(_: list[str]) -> None:
     with holding("--data_dir", folder):
         counts = annotate(folder, card, descriptions=descriptions, **options)
     print(f"{', '.join(f'{split} {counts[split]}' for split in SPLITS)} records written to {folder / 'anns'}")
+    if text := counts_table(load_records(args.data_dir, args.dataset, "train", is_required=False)):
+        print(text)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ r"""Brings a raw download into the layout that training and evaluation read.
     python tools/prepare_data.py --dataset=isic --raw=DOWNLOAD --data_dir=DATA --annotations=PUBLISHED --on_leak=drop
     python tools/prepare_data.py --dataset=mine.toml --raw=FOLDER_WITH_images_AND_masks --data_dir=DATA
     python tools/prepare_data.py --dataset=camus --data_dir=DATA --verify
+    python tools/prepare_data.py --dataset=mine.toml --data_dir=DATA --verify --duplicates=pairs.png
     python tools/prepare_data.py --dataset=camus --data_dir=DATA --preview=camus.png --prompt=p6
     python tools/prepare_data.py --dataset=camus --data_dir=DATA --array_record=STORES --num_shards=8
 
@@ -25,24 +26,31 @@ from PIL import Image
 from medvlsm_jax.command_line import run_program
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cards import CARDS, SPLITS, Card, card_file, named_card, read_card, split_members
+from medvlsm_jax.data.facts import default_cache, read_facts
+from medvlsm_jax.data.findings import ERROR, findings_table
 from medvlsm_jax.data.images import open_image, read_mask, to_rgb
-from medvlsm_jax.data.integrity import ERROR, findings_table, inspect_dataset
+from medvlsm_jax.data.integrity import inspect_dataset, inspect_records
 from medvlsm_jax.data.language.grammars import GENERAL, GRAMMARS
 from medvlsm_jax.data.language.prompts import check_prompt, choose_prompt, split_prompts
+from medvlsm_jax.data.language.word_counts import counts_table
 from medvlsm_jax.data.loading import load_records
+from medvlsm_jax.data.near_copies import NearCopy
 from medvlsm_jax.data.preparing.arrayrecord_writer import store_folder, write_store
 from medvlsm_jax.data.preparing.importers import FORMATS, IMPORTERS
 from medvlsm_jax.data.preparing.importers.item import Options
 from medvlsm_jax.data.preparing.prepare import ON_LEAK, prepare
+from medvlsm_jax.data.suspicious import find_meaningless
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation.pictures import captioned_sheet, overlay
 from medvlsm_jax.folders import local_folder
 from medvlsm_jax.lease import holding
 from medvlsm_jax.text import table
 
-PATHS = ("raw", "data_dir", "annotations", "splits", "preview", "array_record")  # flags
+PATHS = ("raw", "data_dir", "annotations", "splits", "preview", "duplicates", "array_record")  # flags
 ALL = "all"  # slices
 PREVIEWED = 5  # images of each split in a preview
+DRAWN = 20  # pairs of images that look alike
+LOOKED_AT = 200  # records, after an import
 
 
 def list_cards() -> str:
@@ -125,32 +133,84 @@ def summary(card: Card, dataset: str, data_dir: str, records: Mapping[str, int])
     )
 
 
-def verify(dataset: str, data_dir: str, prompts: Sequence[str]) -> None:
+def verify(dataset: str, data_dir: str, prompts: Sequence[str], duplicates: str) -> None:
     """Prints all that is wrong with a prepared dataset or pool; ends with status 1 if there are errors."""
-    findings = inspect_dataset(data_dir, dataset, *prompts)
+    findings, copies = inspect_dataset(data_dir, dataset, *prompts)
     print(findings_table(findings))
+    if duplicates:
+        draw_copies(copies, Path(duplicates), dataset, data_dir)
     if any(finding.level == ERROR for finding in findings):
         sys.exit(1)
 
 
+def draw_copies(copies: Sequence[NearCopy], path: Path, dataset: str, data_dir: str) -> None:
+    """Draws a sheet of the images of two splits that look alike, a row for each pair."""
+    if not copies:
+        print(f"no image of one split looks like one of another: nothing is drawn to {path}")
+        return
+    rows = [
+        [
+            (to_rgb(open_image(record.image)), f"{split}: {record.image.name}{how}")
+            for record, split, how in zip((copy.first, copy.second), copy.splits, ("", copy.how), strict=True)
+        ]
+        for copy in copies[:DRAWN]
+    ]
+    records = [r for split in SPLITS for r in load_records(data_dir, dataset, split, is_required=False)]
+    save_sheet("--duplicates", path, rows, records)
+    more = f", the first {DRAWN} of {len(copies)} pairs" if len(copies) > DRAWN else ""
+    print(f"drawn to {path}: a row for each pair of images that look alike{more}")
+
+
 def preview(dataset: str, data_dir: str, path: Path, prompt: str) -> None:
     """Draws a sheet of some images of each split with their masks outlined and their sentences."""
-    rows, inputs = [], set()
+    rows, drawn = [], []
     for split in SPLITS:
         records = load_records(data_dir, dataset, split, is_required=False)
-        inputs |= {str(file) for record in records for file in (record.image, record.mask)}
+        drawn += records
         check_prompt(records, prompt)
-        chosen = [records[len(records) * i // PREVIEWED] for i in range(min(PREVIEWED, len(records)))]
-        rows += [[(outlined(record), choose_prompt(record, prompt)) for record in chosen]] if chosen else []
-    if not rows:
+        rows += [[(outlined(record), choose_prompt(record, prompt)) for record in spread(records, PREVIEWED)]]
+    if not drawn:
         raise UserError(f"{dataset}: no annotation file in {data_dir} has records")
-    if str(path.resolve()) in {str(Path(file).resolve()) for file in inputs}:
-        raise UserError(f"--preview={path} is a file of the dataset: give another FILE.png")
+    save_sheet("--preview", path, list(filter(None, rows)), drawn)
+    print(f"drawn to {path}: a row for each split")
+
+
+def spread(records: Sequence[Record], count: int) -> list[Record]:
+    """At most `count` of some records, evenly spread."""
+    count = min(count, len(records))
+    return [records[len(records) * i // count] for i in range(count)]
+
+
+def save_sheet(
+    flag: str, path: Path, rows: Sequence[Sequence[tuple[Image.Image, str]]], records: Sequence[Record]
+) -> None:
+    """Writes rows of pictures with captions; raises UserError when it cannot, or `path` is a file of the dataset."""
+    inputs = {str(Path(str(file)).resolve()) for record in records for file in (record.image, record.mask)}
+    if str(path.resolve()) in inputs:
+        raise UserError(f"{flag}={path} is a file of the dataset: give another FILE.png")
     try:
         captioned_sheet(rows).save(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"--preview={path} cannot be written ({error}): give another FILE.png") from error
-    print(f"drawn to {path}: a row for each split")
+        raise UserError(f"{flag}={path} cannot be written ({error}): give another FILE.png") from error
+
+
+def look(dataset: str, data_dir: str) -> None:
+    """Looks at some of what was written: prints what is wrong with it, and how often each word is in the training.
+
+    Raises:
+        UserError: nobody could learn from it.
+    """
+    train = load_records(data_dir, dataset, "train", is_required=False)
+    records = [r for split in SPLITS for r in load_records(data_dir, dataset, split, is_required=False)]
+    chosen = spread(records, LOOKED_AT)
+    facts = read_facts(chosen, default_cache(data_dir))
+    findings = [*inspect_records(chosen, facts=facts), *find_meaningless(chosen, facts)]
+    if text := counts_table(train):
+        print(text)
+    if findings:
+        print(f"{findings_table(findings)}\n(of {len(chosen)} records; --verify looks at all)")
+    if wrong := [finding for finding in findings if finding.level == ERROR]:
+        raise UserError(f"{wrong[0]}")
 
 
 def outlined(record: Record) -> Image.Image:
@@ -193,6 +253,7 @@ def import_raw(args: flags.FlagValues) -> None:
             ),
             max_side=args.max_side,
         )
+    look(dataset, args.data_dir)
     print(summary(card, dataset, args.data_dir, records))
 
 
@@ -231,15 +292,15 @@ def main(_: list[str]) -> None:
     for name in PATHS:  # the shell leaves the ~ of --raw=~/Downloads as it is
         given = str(args[name].value or "")
         setattr(args, name, given and str(local_folder(f"--{name}", given)))
-    is_prepared = args.verify or args.preview or args.array_record
+    is_prepared = args.verify or args.duplicates or args.preview or args.array_record
     needed = ("dataset", "data_dir") if is_prepared else ("dataset", "raw", "data_dir")
     if missing := [f"--{name}" for name in needed if not args[name].value]:
         raise UserError(f"give {' and '.join(missing)}, or --list to see the datasets")
     if args.raw:
         import_raw(args)
     prompts = split_prompts(args.prompt)
-    if args.verify:
-        verify(args.dataset, args.data_dir, prompts)
+    if args.verify or args.duplicates:
+        verify(args.dataset, args.data_dir, prompts, args.duplicates)
     if args.preview:
         preview(args.dataset, args.data_dir, Path(args.preview), prompts[0] if prompts else "p1")
     if args.array_record:
@@ -270,6 +331,7 @@ if __name__ == "__main__":
     flags.DEFINE_bool("verify", False, "Check every image, mask and record of a prepared dataset or pool.")
     flags.DEFINE_string("prompt", "", "Prompt types that --verify asks of every record; the first is the one drawn.")
     flags.DEFINE_string("preview", "", "A picture file to draw: some images of each split, masks and sentences.")
+    flags.DEFINE_string("duplicates", "", "A picture file to draw with --verify: images of two splits that look alike.")
     flags.DEFINE_string("array_record", "", "Also write a prepared dataset as ArrayRecord below this folder.")
     flags.DEFINE_integer("image_size", 0, "Side that --array_record stretches images to; 0 stores them as found.")
     flags.DEFINE_integer("num_shards", None, "Of each split in --array_record; by default one for every 128 records.")

@@ -11,18 +11,23 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int, UInt
 from tqdm import tqdm
 
 from medvlsm_jax import atomic
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.decoding.decode import Decoded, decode
 from medvlsm_jax.data.files import File
-from medvlsm_jax.data.images import check_side, mask_channel, what_was_done
+from medvlsm_jax.data.images import DEEP_MODES, check_side, mask_channel, picture, to_rgb, what_was_done
+from medvlsm_jax.data.signatures import find_signature, to_text
 from medvlsm_jax.errors import UserError
 
-VERSION = 2  # raise it when a file's facts are found in another way
+VERSION = 3  # raise it when a file's facts are found in another way
+MANY_VALUES = 16  # a mask of more has soft edges, one of fewer may be a label map
+ALPHA_PICTURE = "is of one colour, and shows what it shows in its alpha channel, which is dropped: save it without one"
 MISSING = "is missing, but an annotation file names it: restore it or drop its record"
 
 
@@ -33,7 +38,10 @@ class Facts:
     Attributes:
         size: width and height in pixels.
         mode: Pillow's; of 16-bit colour with `;16` behind it.
-        values: of a mask: `binary`, `grey`, or `faint` (none above 127).
+        values: of a mask: `binary`, `grey`, `labels` (of few values), `faint` (none above 127), `alpha` (it has its
+            object in its alpha channel) or `colour` (in another channel than the first).
+        share: of a mask, how much of its pixels the object has.
+        signature: of an image, what it looks like (`signatures.to_text`); empty where it shows next to nothing.
         notes: of an image, what was done to read it; a line each that follows the file's name.
         is_turned: whether its EXIF orientation is another than upright.
         error: why it cannot be used; the other facts are then not known.
@@ -42,6 +50,8 @@ class Facts:
     size: tuple[int, int] = (0, 0)
     mode: str = ""
     values: str = ""
+    share: float = 0.0
+    signature: str = ""
     notes: tuple[str, ...] = ()
     is_turned: bool = False
     error: str = ""
@@ -85,20 +95,63 @@ def probe(file: File, is_mask: bool) -> Facts:
     try:
         decoded = decode(file)
         check_side(file, decoded.size)
-        values = mask_values(file, decoded) if is_mask else ""
+        seen = {"size": decoded.size, "mode": decoded.mode, "is_turned": decoded.is_turned}
+        return Facts(**seen, **(look_at_mask(file, decoded) if is_mask else look_at_image(decoded)))
     except UserError as error:
         return Facts(error=str(error).removeprefix(f"{file} "))
-    notes = () if is_mask else what_was_done(decoded)
-    return Facts(decoded.size, decoded.mode, values, notes, decoded.is_turned)
 
 
-def mask_values(file: File, decoded: Decoded) -> str:
-    """`binary`, `grey` or `faint`; raises a UserError for a mask of 0 and 1."""
+def look_at_image(decoded: Decoded) -> dict[str, Any]:
+    """The facts that images have."""
+    shown = picture(decoded)
+    notes = what_was_done(decoded)
+    if is_told_by_alpha(decoded):
+        notes = (*(note for note in notes if "alpha" not in note), ALPHA_PICTURE)
+    return {"notes": notes, "signature": to_text(find_signature(shown))}
+
+
+def look_at_mask(file: File, decoded: Decoded) -> dict[str, Any]:
+    """The facts that masks have; raises a UserError for a mask of 0 and 1."""
     channel = mask_channel(file, decoded)
-    values = np.flatnonzero(channel.histogram()) if channel.mode == "L" else np.unique(np.asarray(channel))
+    counts = channel.histogram() if channel.mode == "L" else None
+    values = np.flatnonzero(counts) if counts else np.unique(np.asarray(channel))
+    above = sum(counts[128:]) if counts else int(np.count_nonzero(np.asarray(channel) > 127))
+    share = above / (channel.width * channel.height)
+    return {"values": kind_of_values(values, decoded), "share": share}
+
+
+def kind_of_values(values: Int[np.ndarray, " n"] | UInt[np.ndarray, " n"], decoded: Decoded) -> str:
+    """A word for the values of a mask's first channel: see `Facts.values`."""
+    if len(values) == 1 and is_told_by_alpha(decoded):
+        return "alpha"
+    if not values.max() and is_told_by_colour(decoded):
+        return "colour"
     if 0 < values.max() <= 127:
         return "faint"
-    return "binary" if set(values) <= {0, values.max()} else "grey"
+    if set(values) <= {0, values.max()}:
+        return "binary"
+    return "labels" if 2 < len(values) <= MANY_VALUES and not decoded.is_lossy else "grey"
+
+
+def is_told_by_alpha(decoded: Decoded) -> bool:
+    """Whether a picture is of one colour alone, and shows something in its alpha channel."""
+    image = picture(decoded)
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    if "A" not in image.getbands():
+        return False
+    *colours, alpha = image.split()
+    return alpha.getextrema()[0] != alpha.getextrema()[1] and all(
+        c.getextrema()[0] == c.getextrema()[1] for c in colours
+    )
+
+
+def is_told_by_colour(decoded: Decoded) -> bool:
+    """Whether a channel behind the first is bright somewhere."""
+    image = picture(decoded)
+    if image.mode in ("1", "L", "LA", *DEEP_MODES):
+        return False
+    return bool((np.asarray(to_rgb(image)) > 127).any())
 
 
 def default_cache(data_dir: str | Path) -> Path:
@@ -114,8 +167,8 @@ def read_cache(path: Path | None) -> Known:
         content = json.loads(path.read_text("utf-8")) if path is not None else {}
         entries = content["files"] if content.get("version") == VERSION else []
         return {
-            (name, is_mask): ((time, num_bytes), Facts((width, height), mode, values, tuple(notes), is_turned))
-            for name, is_mask, time, num_bytes, width, height, mode, values, notes, is_turned in entries
+            (name, is_mask): (tuple(stamp), Facts(**facts | {key: tuple(facts[key]) for key in ("size", "notes")}))
+            for name, is_mask, stamp, facts in entries
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -123,10 +176,7 @@ def read_cache(path: Path | None) -> Known:
 
 def write_cache(path: Path, known: Known) -> None:
     """Stores what is known; does nothing where that is not possible, for the files can be read anew."""
-    entries = [
-        (name, is_mask, *stamp, *facts.size, facts.mode, facts.values, facts.notes, facts.is_turned)
-        for (name, is_mask), (stamp, facts) in known.items()
-    ]
+    entries = [(name, is_mask, stamp, dataclasses.asdict(facts)) for (name, is_mask), (stamp, facts) in known.items()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_text(path, json.dumps({"version": VERSION, "files": entries}))

@@ -1,6 +1,7 @@
 """What the package needs of an image file: a path on disk has it, and so has an entry of an ArrayRecord."""
 
 import csv
+import functools
 import json
 import os
 import re
@@ -58,11 +59,23 @@ def find_named(folder: Path, name: str) -> Path:
 def read_json(path: Path) -> Any:
     """The content of a json file, with a byte order mark or without; raises UserError when it is missing or broken."""
     try:
-        return json.loads(path.read_text("utf-8-sig"))
+        text = path.read_text("utf-8-sig")
+        return json.loads(text, parse_constant=functools.partial(refuse_constant, text))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: the split has no annotation file") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, no json, numbers of a thousand digits, bottomless
         raise UserError(f"{path} is not valid json: {error}") from error
+
+
+JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|-?Infinity')
+
+
+def refuse_constant(text: str, name: str) -> None:
+    """Raises ValueError for NaN or infinity, which Python writes into json though it has none, with the place."""
+    places = (match.start() for match in JSON_TOKEN.finditer(text) if match[0] == name)
+    place = next(places, 0)
+    line, column = text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place)
+    raise ValueError(f"{name} is no number: line {line} column {column} (char {place})")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

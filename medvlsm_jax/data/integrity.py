@@ -1,31 +1,37 @@
 """Checks of images, masks and prompts before any work starts."""
 
-import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medvlsm_jax import atomic
 from medvlsm_jax.data.annotations import Record
+from medvlsm_jax.data.apart import find_leaked, find_shared_groups, named_groups
 from medvlsm_jax.data.cards import SPLITS
-from medvlsm_jax.data.facts import Facts, Key, default_cache, read_facts
+from medvlsm_jax.data.facts import ALPHA_PICTURE, Facts, Key, default_cache, read_facts
+from medvlsm_jax.data.findings import ERROR, WARNING, Finding, counted, findings_rows, findings_table
 from medvlsm_jax.data.images import DEEP_MODES, TURNED, check_sizes
 from medvlsm_jax.data.language.prompts import check_prompt
 from medvlsm_jax.data.loading import load_records
+from medvlsm_jax.data.near_copies import NearCopy, find_near_copies
+from medvlsm_jax.data.suspicious import by_dataset, find_meaningless, find_unknown_classes
 from medvlsm_jax.errors import UserError
 
-ERROR, WARNING, SKIP = "error", "warning", "skip"
-MAX_LINES = 20  # of a table, for errors and for warnings
+SKIP = "skip"
 
 MASK_VALUES = {
     "grey": "holds grey values: what is above 127 counts as the object",
     "faint": "holds values, but none above 127: it is read as empty; the object should be 255",
+    "labels": "holds more than two values, as a label map: what is above 127 counts as one object, all else as none",
+}
+MASK_ERRORS = {
+    "alpha": "has its object in its alpha channel, not in its colours: it is read as empty; the object should be 255",
+    "colour": "has its object in another channel than the first: it is read as empty; the object should be 255",
 }
 LIE_ALIKE = ": check that image and mask lie alike"  # after TURNED
 DUPLICATE = "is listed twice with the same mask: drop one of the records"
-LEAKED = "is in the split {} and in {} as well: drop one of the records, or what is measured is what was seen"
 COLONDB_COPY = (
     "the annotations are a copy of CVC-ColonDB's, whose sentences describe other images (so they were published): "
     "generate its own with tools/make_prompts.py"
@@ -37,27 +43,7 @@ COLONDB_DIGESTS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """Something wrong with a file, or with a dataset.
-
-    Attributes:
-        level: `error` or `warning`.
-        dataset: its name.
-        file: the file; empty where the finding is about the whole dataset.
-        text: what is wrong and what to do.
-        indices: of the records that it concerns.
-    """
-
-    level: str
-    dataset: str
-    file: str
-    text: str
-    indices: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.file or self.dataset + ':'} {self.text}"
-
+Check = Callable[[Sequence[Record], Mapping[Key, Facts]], Iterable[Finding]]
 
 # --- What a run asks for ----------------------------------------------------------------------------------------------
 
@@ -69,6 +55,7 @@ def verify(
     cache: Path | None = None,
     report: Path | None = None,
     is_shown: bool = True,
+    checks: Sequence[Check] = (),
 ) -> list[Record]:
     """The records that can be used, after warnings were printed.
 
@@ -79,13 +66,16 @@ def verify(
         cache: a json file that remembers what was found; made when missing.
         report: a csv file that receives the findings, if there are any and the run goes on.
         is_shown: whether to print them: of processes that compute together one does.
+        checks: further ones, of the whole list.
 
     Raises:
         UserError: there are errors and `on_bad` is `error`, no record is left, or `on_bad` is another word.
     """
     if on_bad not in (ERROR, SKIP):
         raise UserError(f"--config.data.on_bad={on_bad}: choose {ERROR} or {SKIP}")
-    findings = inspect_records(records, *prompts, cache=cache)
+    facts = read_facts(records, cache)
+    findings = inspect_records(records, *prompts, facts=facts)
+    findings = in_order([*findings, *(found for check in checks for found in check(records, facts))])
     errors = [finding for finding in findings if finding.level == ERROR]
     bad = {index for error in errors for index in error.indices}
     if errors and (on_bad == ERROR or len(bad) == len(records)):
@@ -102,8 +92,8 @@ def verify(
     return [record for i, record in enumerate(records) if i not in bad]
 
 
-def inspect_dataset(data_dir: str | Path, dataset: str, *prompts: str) -> list[Finding]:
-    """All that is wrong with a dataset or a pool: in each of its splits, and between them.
+def inspect_dataset(data_dir: str | Path, dataset: str, *prompts: str) -> tuple[list[Finding], list[NearCopy]]:
+    """All that is wrong with a dataset or a pool: in each of its splits, and between them; and what looks alike there.
 
     Raises:
         UserError: an annotation file is broken, or none has records.
@@ -111,27 +101,40 @@ def inspect_dataset(data_dir: str | Path, dataset: str, *prompts: str) -> list[F
     splits = {split: load_records(data_dir, dataset, split, is_required=False) for split in SPLITS}
     if not any(splits.values()):
         raise UserError(f"{dataset}: no annotation file in {data_dir} has records")
-    cache = default_cache(data_dir)
-    found = [inspect_records(records, *prompts, cache=cache) for records in splits.values()]
-    return sorted([*itertools.chain(*found), *find_leaked(splits)], key=lambda finding: finding.level)
+    together = list(itertools.chain(*splits.values()))
+    facts = read_facts(together, default_cache(data_dir))
+    groups = {split: named_groups(records) for split, records in splits.items()}
+    found = [
+        *(inspect_records(records, *prompts, facts=facts) for records in splits.values()),
+        find_meaningless(together, facts),
+        *(find_shared_groups(records, split, groups) for split, records in splits.items()),
+        find_leaked(splits),
+    ]
+    copies = find_near_copies(splits, facts)
+    return in_order([*itertools.chain(*found), *(copy.finding for copy in copies)]), copies
 
 
 def inspect_records(
-    records: Sequence[Record], *prompts: str, cache: Path | None = None, workers: int | None = None
+    records: Sequence[Record],
+    *prompts: str,
+    facts: Mapping[Key, Facts] | None = None,
+    cache: Path | None = None,
+    workers: int | None = None,
 ) -> list[Finding]:
     """All that is wrong with a list of records, errors before warnings, else in the order of the records.
 
     Args:
         records: of one split, of one dataset or several.
         prompts: prompt types that every record must have.
-        cache: a json file that remembers what was found about each file; made when missing.
+        facts: of their files, where they are known.
+        cache: else a json file that remembers what was found about each file; made when missing.
         workers: threads that decode; by default a few more than there are cores.
     """
     users: dict[Key, list[int]] = {}
     for i, record in enumerate(records):
         users.setdefault((str(record.image), False), []).append(i)
         users.setdefault((str(record.mask), True), []).append(i)
-    facts = read_facts(records, cache, workers)
+    facts = read_facts(records, cache, workers) if facts is None else facts
     found = [
         Finding(level, records[indices[0]].dataset, name, text, tuple(indices))
         for (name, is_mask), indices in users.items()
@@ -139,7 +142,12 @@ def inspect_records(
     ]
     found += [*find_mismatches(records, facts), *find_repeated(records)]
     found += [*find_copied(records), *(lack for prompt in prompts for lack in find_unprompted(records, prompt))]
-    return sorted(found, key=lambda finding: finding.level)  # "error" comes before "warning"
+    return in_order([*found, *find_unknown_classes(records)])
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors before warnings, else as they are."""
+    return sorted(findings, key=lambda finding: finding.level)  # "error" comes before "warning"
 
 
 # --- Findings ---------------------------------------------------------------------------------------------------------
@@ -152,10 +160,12 @@ def findings_of(facts: Facts, is_mask: bool) -> Iterator[tuple[str, str]]:
         return
     if is_mask and facts.mode not in ("1", "L", *DEEP_MODES):
         yield WARNING, f"is of mode {facts.mode}, not of a single channel: its first channel counts"
+    if facts.values in MASK_ERRORS:
+        yield ERROR, MASK_ERRORS[facts.values]
     if facts.values in MASK_VALUES:
         yield WARNING, MASK_VALUES[facts.values]
     for note in (*facts.notes, *((TURNED,) if is_mask and facts.is_turned else ())):
-        yield WARNING, note + LIE_ALIKE if note == TURNED else note
+        yield ERROR if note == ALPHA_PICTURE else WARNING, note + LIE_ALIKE if note == TURNED else note
 
 
 def find_mismatches(records: Sequence[Record], facts: Mapping[Key, Facts]) -> Iterator[Finding]:
@@ -200,15 +210,6 @@ def find_repeated(records: Sequence[Record]) -> Iterator[Finding]:
         seen.add((image, mask))
 
 
-def find_leaked(splits: Mapping[str, Sequence[Record]]) -> Iterator[Finding]:
-    """Images that are in several splits."""
-    first: dict[str, str] = {}
-    for split, records in splits.items():
-        for i, record in enumerate(records):
-            if (other := first.setdefault(str(record.image), split)) != split:
-                yield Finding(WARNING, record.dataset, str(record.image), LEAKED.format(split, other), (i,))
-
-
 def find_copied(records: Sequence[Record]) -> Iterator[Finding]:
     """CVC-300 with the annotations of ColonDB."""
     indices = by_dataset(records).get("cvc300_polyp", [])
@@ -223,50 +224,3 @@ def is_colondb_copy(entries: Iterable[Mapping[str, Any]]) -> bool:
     """
     stems = sorted(Path(str(entry.get("img_name"))).stem for entry in entries)
     return hashlib.sha256("\n".join(stems).encode()).hexdigest() in COLONDB_DIGESTS
-
-
-def by_dataset(records: Sequence[Record]) -> dict[str, list[int]]:
-    """Dataset -> the indices of its records."""
-    indices: dict[str, list[int]] = {}
-    for i, record in enumerate(records):
-        indices.setdefault(record.dataset, []).append(i)
-    return indices
-
-
-# --- Tables -----------------------------------------------------------------------------------------------------------
-
-
-def findings_table(findings: Sequence[Finding]) -> str:
-    """Text for the terminal: errors, then warnings, with their counts; equal ones of a dataset share a line."""
-    lines = []
-    for level in (ERROR, WARNING):
-        groups: dict[tuple[str, str], list[Finding]] = {}
-        for finding in findings:
-            if finding.level == level:
-                groups.setdefault((finding.dataset, finding.text), []).append(finding)
-        if count := sum(map(len, groups.values())):
-            lines.append(counted(count, level))
-        lines += [group_line(group) for group in list(groups.values())[:MAX_LINES]]
-        if len(groups) > MAX_LINES:
-            lines.append(f"  … and {len(groups) - MAX_LINES} lines more")
-    return "\n".join(lines or ["no errors, no warnings"])
-
-
-def group_line(group: Sequence[Finding]) -> str:
-    """One line for findings of one text: the first file and how many more, or how often it is said of a dataset."""
-    first, count = group[0], len(group)
-    if not first.file:
-        return f"  {first.dataset}{f' ({count} times)' if count > 1 else ''}: {first.text}"
-    more = f" and {count - 1} more:" if count > 1 else ""
-    return f"  {first.dataset}: {first.file}{more} {first.text}"
-
-
-def counted(count: int, noun: str) -> str:
-    """A count and its noun."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def findings_rows(findings: Sequence[Finding]) -> list[list[str]]:
-    """Every finding, under a header, errors first."""
-    rows = [[f.level, f.dataset, f.file, str(len(f.indices)), f.text] for f in findings]
-    return [["level", "dataset", "file", "records", "finding"], *sorted(rows, key=lambda row: row[0])]

@@ -23,7 +23,7 @@ from medvlsm_jax import atomic
 from medvlsm_jax.config import as_json
 from medvlsm_jax.data.annotations import select_target
 from medvlsm_jax.data.cards import split_members
-from medvlsm_jax.data.integrity import ERROR
+from medvlsm_jax.data.findings import ERROR
 from medvlsm_jax.data.language.prompts import check_prompt
 from medvlsm_jax.data.loading import load_split
 from medvlsm_jax.errors import UserError

@@ -1,6 +1,7 @@
 """What a training run is made of, before any array is read."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -8,12 +9,15 @@ import ml_collections
 from jax.sharding import Mesh
 
 from medvlsm_jax.data.annotations import Record, select_target
-from medvlsm_jax.data.facts import default_cache
+from medvlsm_jax.data.apart import find_shared_groups, groups_of_splits
+from medvlsm_jax.data.facts import Facts, Key, default_cache
+from medvlsm_jax.data.findings import Finding
 from medvlsm_jax.data.integrity import verify
 from medvlsm_jax.data.language.tokenizers import Tokenizer
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.data.reading.pipeline import steps_per_epoch
 from medvlsm_jax.data.reading.pools import Weights, mixing_weights, select_amount
+from medvlsm_jax.data.suspicious import find_meaningless
 from medvlsm_jax.training.start import Source
 
 
@@ -79,9 +83,16 @@ def read_split(
     What is wrong with images, masks and prompts is found here, before anything else starts.
     """
     records = load_records(config.data_dir, config.dataset, split, is_required=is_required)
+    groups = groups_of_splits(config.data_dir, config.dataset, but=split)
+
+    def check_whole(records: Sequence[Record], facts: Mapping[Key, Facts]) -> Iterator[Finding]:
+        yield from find_shared_groups(records, split, groups)
+        if split == "train":
+            yield from find_meaningless(records, facts)
+
     is_first, cache = jax.process_index() == 0, default_cache(config.data_dir)
     report = workdir / "findings" / f"{split}.csv" if is_first else None
     options = {"on_bad": config.data.on_bad, "cache": cache, "report": report, "is_shown": is_first}
-    records = verify(records, config.prompt, **options)
+    records = verify(records, config.prompt, checks=[check_whole], **options)
     records = select_target(records, config.target, is_required=is_required)
     return select_amount(records, config.data_num, config.seed) if split == "train" else records

@@ -196,12 +196,38 @@ def test_a_deep_mask_of_two_values_is_fine(record):
     assert inspect_records([with_mask(record, mask)]) == []
 
 
-@pytest.mark.parametrize("others", [(0, 255), (255, 255)], ids=["three values", "two without 0"])
-def test_a_mask_with_grey_edges(record, others):
-    mask = np.array(others, np.uint8)[noise(20, 30) // 128]
-    mask[0] = 90
+@pytest.mark.parametrize("low", [0, 255], ids=["soft edges", "two without 0"])
+def test_a_mask_with_grey_edges(record, low):
+    mask = np.array((low, 255), np.uint8)[noise(20, 30) // 128]
+    mask[0] = 90 if low else np.arange(60, 90)
     record = with_mask(record, Image.fromarray(mask))
     assert_warning(record, record.mask, "holds grey values: what is above 127 counts")
+
+
+def test_a_mask_of_few_values_may_be_a_label_map(record):
+    mask = noise(20, 30) // 64 * 80
+    record = with_mask(record, Image.fromarray(mask))
+    assert_warning(record, record.mask, "holds more than two values, as a label map")
+
+
+@pytest.mark.parametrize(
+    ("mode", "text"), [("alpha", "its object in its alpha channel"), ("green", "in another channel than the first")]
+)
+def test_a_mask_with_its_object_where_nobody_looks_is_an_error(record, mode, text):
+    pixels = np.zeros((20, 30, 4), np.uint8)
+    pixels[5:9, 5:9, 3 if mode == "alpha" else 1] = 255
+    image = Image.fromarray(pixels if mode == "alpha" else pixels[..., :3])
+    findings = inspect_records([with_mask(record, image)])
+    assert [finding.level for finding in findings] == ["error", "warning"]  # and it is of several channels
+    assert text in findings[0].text
+
+
+def test_an_image_that_is_all_alpha_channel_is_an_error(record):
+    pixels = np.zeros((20, 30, 4), np.uint8)
+    pixels[..., 3] = noise(20, 30)
+    finding = only(inspect_records([with_image(record, Image.fromarray(pixels))]))
+    assert finding.level == "error"
+    assert "shows what it shows in its alpha channel" in finding.text
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -9,7 +9,8 @@ import pytest
 from checked_records import cut, make_record, noise, with_mask
 from PIL import Image
 
-from medvlsm_jax.data.integrity import Finding, findings_rows, findings_table, inspect_dataset, verify
+from medvlsm_jax.data.findings import Finding, findings_rows, findings_table
+from medvlsm_jax.data.integrity import inspect_dataset, verify
 from medvlsm_jax.errors import UserError
 
 
@@ -134,7 +135,8 @@ def test_all_splits_of_a_dataset_are_checked_and_what_they_share_is_named(sample
     (anns / "val.json").write_text(json.dumps([*entries["val"], entries["train"][0]]))
     bad = tmp_path / "sample" / "masks" / entries["train"][1]["mask_name"]
     bad.write_bytes(b"")
-    error, leak = inspect_dataset(tmp_path, "sample", "p6")
+    (error, leak), copies = inspect_dataset(tmp_path, "sample", "p6")
+    assert copies == []
     assert (error.level, error.file) == ("error", str(bad))
     assert (leak.level, leak.file) == ("warning", str(tmp_path / "sample" / "images" / entries["train"][0]["img_name"]))
     assert leak.text.startswith("is in the split val and in train as well")

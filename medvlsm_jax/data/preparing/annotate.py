@@ -137,7 +137,7 @@ def describe_records(
         raise UserError(f"--keep={','.join(keep)}: {folder} has no published annotations to keep words of")
     rows = find_rows(folder, card, annotated)
     overrides = overrides or {}
-    check_overrides(overrides, rows, folder)
+    check_overrides(overrides, rows, folder, card)
     described = []
     for row, (measured, box) in zip(rows, measure_rows(rows, folder, card, workers, true_thirds), strict=True):
         original = published.get((row.image, row.mask))

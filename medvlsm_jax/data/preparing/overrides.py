@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.files import read_csv, read_json
 from medvlsm_jax.data.language.grammars import ALIASES, ATTRIBUTES, GENERAL
 from medvlsm_jax.data.schema import RecordLine
@@ -39,12 +40,18 @@ def read_overrides(path: Path) -> dict[str, dict[str, str]]:
     return overrides
 
 
-def check_overrides(overrides: Overrides, rows: Sequence[RecordLine], folder: Path) -> None:
-    """Raises a UserError when an override is of no mask and no image."""
+def check_overrides(overrides: Overrides, rows: Sequence[RecordLine], folder: Path, card: Card) -> None:
+    """Raises a UserError when an override is of no mask and no image, or names a class that the card does not know."""
     names = {name for row in rows for name in (row.image, row.mask)}
     if unknown := [name for name in overrides if name not in names]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(f"--attributes names {unknown[0]}{more}, which is no image or mask of a record in {folder}")
+    for name, words in overrides.items():
+        if card.targets and (word := words.get("class", card.targets[0])) not in card.targets:
+            raise UserError(
+                f"--attributes: {name} is of the class {word!r}, which is none of the targets of the card {card.name} "
+                f"({', '.join(card.targets)}): add it to them, or write one of them"
+            )
 
 
 def read_descriptions_file(path: Path) -> Descriptions:

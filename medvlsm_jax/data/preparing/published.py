@@ -52,7 +52,10 @@ def match_split(path: Path, split: str, card: Card, index: Index) -> list[Record
             "complete the download, or leave out --annotations for splits and prompts of its own"
         )
     pairs = [(row, entry) for row, entry in zip(found, entries, strict=True) if row is not None]
-    return [dataclasses.replace(row, split=split, entry=entry) for row, entry in pairs]
+    return [
+        dataclasses.replace(row, split=split, entry=entry, group=entry.get("group") or row.group)
+        for row, entry in pairs
+    ]
 
 
 def find_row(entry: Entry, split: str, index: Index) -> RecordLine | None:
