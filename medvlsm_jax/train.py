@@ -22,6 +22,7 @@ from medvlsm_jax.check_run import check_run
 from medvlsm_jax.checkpoints.checkpoints import Checkpoints
 from medvlsm_jax.checkpoints.model_folder import load_model_tokenizer, write_description
 from medvlsm_jax.command_line import run_program
+from medvlsm_jax.data.language.prompts import all_sentences
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.folders import output_folder
 from medvlsm_jax.losses import find_loss
@@ -69,6 +70,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         checkpoints = stack.enter_context(Checkpoints(workdir, is_writer=True))
         source = find_source(config, workdir, checkpoints.latest(), [sets.train, sets.val])
         tokenizer = load_model_tokenizer(source.tokenizer, source.config)
+        if tokenizer is not None:
+            tokenizer.say_cut(all_sentences(sets.records, config.prompt), is_shown=jax.process_index() == 0)
         run = Run(config, workdir, mesh, sets, source, tokenizer)
         state, progress = start_state(config, source, mesh, checkpoints)
         step = int(state.step)

@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -142,6 +143,8 @@ def make_plan(
         check_stored_size(records, source.config.image_size)
     tokenizer = load_model_tokenizer(config.tokenizer or source.tokenizer, source.config)
     conditions = {name: make_conditions(records, prompts, options) for name, records in sets.items()}
+    if tokenizer is not None:
+        tokenizer.say_cut(sentences_of(conditions.values()), is_shown=jax.process_index() == 0)
     batch_size = eval_batch_size(max(map(len, sets.values())), config.batch_size, mesh)
     settings = describe_settings(config, source, sets, conditions, options)
     about = (str(checkpoint), output, options, prompts, config.target)
@@ -201,6 +204,13 @@ def make_conditions(records: Sequence[Record], prompts: Sequence[str], options: 
             perturbed = perturbed_conditions(records, prompt)
             found |= {probed_name(prompt, name): variants for name, variants in perturbed.items()}
     return found
+
+
+def sentences_of(conditions: Iterable[Conditions]) -> Iterator[str]:
+    """Every sentence of some conditions."""
+    for variants in itertools.chain.from_iterable(several.values() for several in conditions):
+        for variant in variants:
+            yield from variant.sentences
 
 
 def describe_settings(

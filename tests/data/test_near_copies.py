@@ -94,7 +94,7 @@ def test_real_images_have_no_false_copies(shared):
     """Every second image of a real dataset against the others."""
     from medvlsm_jax.data.loading import load_records
 
-    for dataset in ("busi", "isic", "kvasir_polyp", "fuseg_wound"):
+    for dataset in ("busi", "isic", "kvasir_polyp"):
         splits = {s: load_records(shared / "realdata", dataset, s, is_required=False) for s in ("train", "val", "test")}
         records = [record for several in splits.values() for record in several]
         halves = {"train": records[::2], "test": records[1::2]}

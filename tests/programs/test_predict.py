@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medvlsm_jax.data.scans.pages import Pages
 from PIL import Image
 
 import medvlsm_jax as mv
 from medvlsm_jax.data.images import image_endings, open_image
 from medvlsm_jax.data.scans.opening import find_images
+from medvlsm_jax.data.scans.pages import Pages
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluation.file_names import PREDICTIONS
 from medvlsm_jax.predict import predict

@@ -19,6 +19,14 @@ from medvlsm_jax.errors import UserError
 SPLITS = ("train", "val", "test")
 JOIN = "+"  # between the names of an ad-hoc pool
 MASKS = ("bright", "nonzero", "alpha", "inverted")  # what of a mask file is the object, where a card says so
+OBJECT = "object"  # a grammar
+# Grammars of grey images, by a word of a card's modality; those of MR are names of its sequences as well.
+GREY = {
+    "ct": ("ct", "cbct", "tomography"),
+    "mr": ("mr", "mri", "magnetic", "t1", "t1w", "t1c", "t1ce", "t2", "t2w", "flair", "dwi", "adc", "pd"),
+    "xray": ("xray", "ray", "radiograph", "radiography", "mammography", "dxr", "fluoroscopy"),
+    "ultrasound": ("ultrasound", "us", "sonography", "echocardiography", "ultrasonography"),
+}
 LABEL = re.compile(r"\d+|#[0-9a-f]{6}")  # a value of a label map, or a colour
 
 
@@ -36,7 +44,7 @@ class Card:
         mask: which part of a mask file is the object: `bright` (above 127 in its brightest channel), `nonzero`, `alpha`
             (opaque) or `inverted` (dark); empty for bright ones that are nothing else by the look of it.
         window: which values of CT are shown, CENTER:WIDTH or the name of a preset.
-        grammar: how its sentences are made, a key of `grammars.GRAMMARS`.
+        grammar: how its sentences are made, a key of `grammars.GRAMMARS`; by default what suits the modality.
         importer: reads its raw download, a key of `importers.IMPORTERS` or `FORMATS`; empty to look what it is.
         layout: what the raw download looks like.
         counts: published records per split; generated splits have the same shares.
@@ -57,7 +65,7 @@ class Card:
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mask: str = ""
     window: str = ""
-    grammar: str = "object"
+    grammar: str = ""
     importer: str = ""
     layout: str = ""
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -69,6 +77,17 @@ class Card:
     citation: str = ""
     download: str = ""
     note: str = ""
+
+    def __post_init__(self):
+        if not self.grammar:
+            object.__setattr__(self, "grammar", grammar_for(self.modality))
+
+
+def grammar_for(modality: str) -> str:
+    """The grammar that suits a modality: that of a kind of grey images, else the one of objects in colour."""
+    words = set(re.split(r"[^a-z0-9]+", modality.lower()))
+    found = [grammar for grammar, names in GREY.items() if words & set(names)]
+    return found[0] if len(found) == 1 else OBJECT
 
 
 def read_card(path: str | Path) -> Card:

@@ -33,6 +33,9 @@ CELL_SHARE = 0.1
 RECTANGLE_FILL, TRIANGLE_FILL = 0.88, 0.64
 CIRCLE_ASPECT, ROUND_ASPECT, SQUARE_ASPECT = 1.2, 1.5, 1.25
 
+LEAST_CHROMA = 1.0  # mean difference of the brightest and the darkest of red, green and blue, of 255
+SAMPLED = 4  # every fourth pixel of a row and a column is looked at for it
+
 # Our rule for colours: the nearest in CIELAB of these typical tones (sRGB) of mucosa, skin and wounds.
 COLORS = {
     "white": (240, 230, 220),
@@ -164,6 +167,12 @@ def find_hull(component: Bool[np.ndarray, "rows columns"]) -> Float[np.ndarray, 
         [np.stack([x, y + below], axis=1) for x in (first, last) for below in (0, 1)]
     )
     return corners[ConvexHull(corners).vertices].astype(np.float64)
+
+
+def has_colour(image: UInt8[np.ndarray, "h w 3"]) -> bool:
+    """Whether an image is in colours: its red, green and blue differ by more than what JPEG makes of grey ones."""
+    sample = image[::SAMPLED, ::SAMPLED].astype(np.int16)
+    return bool((sample.max(axis=-1) - sample.min(axis=-1)).mean() >= LEAST_CHROMA)
 
 
 def find_color(pixels: UInt8[np.ndarray, "n 3"]) -> str:

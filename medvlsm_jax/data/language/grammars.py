@@ -14,10 +14,11 @@ from medvlsm_jax.errors import UserError
 
 ATTRIBUTES = (
     *("class", "shape", "color", "size", "number", "location", "general"),
-    *("view", "pathology", "cycle", "sex", "age", "quality", "tumor_type"),
+    *("view", "pathology", "cycle", "sex", "age", "quality", "tumor_type", "organ"),
 )
 GENERAL = "general"  # a description of the class, not a word of one object
-ALIASES = {"colour": "color", "tumour_type": "tumor_type"}
+ALIASES = {"colour": "color", "tumour_type": "tumor_type", "plane": "view"}
+DESCRIBED = ("p7", "p8")  # prompt types that tell a class with its description, of one grammar or another
 MARK = "\0"  # stands for an unknown word
 
 Words = Mapping[str, str]  # attribute -> word
@@ -43,7 +44,7 @@ class Grammar:
         return tuple(name for name in ATTRIBUTES if name in told)
 
 
-# --- The four grammars -----------------------------------------------------------------------------------------------
+# --- The grammars ----------------------------------------------------------------------------------------------------
 
 
 def part(form: str, word: str | None) -> str:
@@ -111,6 +112,17 @@ def compose_chexlocalize(words: Words, _: Sequence[str]) -> list[str]:
     return [join(sentence(place, image), others) + (" " if others and not words.get("view") else "")]
 
 
+def compose_radiology(words: Words, descriptions: Sequence[str], image: str) -> list[str]:
+    """CT, MR, X-ray, ultrasound: "one small tumor in the liver in axial view, located in center of the CT image"."""
+    noun = join(*(words.get(attribute) for attribute in ("number", "size", "shape", "class")))
+    inside = join(part("in the {}", words.get("organ")), part("in {} view", words.get("view")))
+    place = part(f"located in {{}} of the {image}", words.get("location"))
+    whole = join(noun, inside)
+    if not descriptions:
+        return [", ".join(filter(None, (whole, place)))]
+    return [", ".join(filter(None, (join(whole, "which is" if whole else "", text), place))) for text in descriptions]
+
+
 OBJECT = ("number", "size", "color", "shape", "class")
 GRAMMARS = {
     "object": Grammar(
@@ -138,6 +150,20 @@ GRAMMARS = {
         },
         compose_chexlocalize,
     ),
+}
+RADIOLOGY = ("class", "size", "number", "view", "organ", "location", "shape")
+# What grey images (`cards.GREY`) are called in their sentences.
+IMAGES = {"ct": "CT image", "mr": "MR image", "xray": "X-ray image", "ultrasound": "ultrasound image"}
+GRAMMARS |= {
+    name: Grammar(
+        {
+            **{f"p{i}": RADIOLOGY[:i] for i in range(1, 8)},
+            "p8": ("class", GENERAL),
+            "p9": (*RADIOLOGY, GENERAL),
+        },
+        functools.partial(compose_radiology, image=image),
+    )
+    for name, image in IMAGES.items()
 }
 
 
@@ -227,10 +253,14 @@ def tell(grammar: Grammar, known: Words, attribute: str, word: str) -> str:
 
 def read_descriptions(prompts: Prompts) -> tuple[str, ...]:
     """The general descriptions in the prompts of an object; empty when they have none."""
-    known, phrasings = first(prompts.get("p1")), prompts.get("p7", ())
+    known = first(prompts.get("p1"))
     before = f"{known} which is "
-    texts = (phrasings,) if isinstance(phrasings, str) else phrasings
-    return tuple(text.removeprefix(before) for text in texts if known and text.startswith(before))
+    for kind in DESCRIBED if known else ():
+        phrasings = prompts.get(kind, ())
+        texts = (phrasings,) if isinstance(phrasings, str) else phrasings
+        if found := tuple(text.removeprefix(before) for text in texts if text.startswith(before)):
+            return found
+    return ()
 
 
 def first(phrasings: str | Sequence[str] | None) -> str:

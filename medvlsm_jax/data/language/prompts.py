@@ -1,6 +1,7 @@
 """Which sentence of a record is used."""
 
 import functools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def find_phrasings(record: Record, prompt: str, rng: np.random.Generator | None 
     if prompt.startswith(TEXT):
         return (prompt.removeprefix(TEXT),)
     if prompt == RANDOM:
-        types = sorted(key for key, value in record.prompts.items() if value and is_numbered(key) and key != "p0")
+        types = numbered_types(record)
         if not types:
             return ("",)
         prompt = types[-1 if rng is None else int(rng.integers(len(types)))]
@@ -100,6 +101,19 @@ def find_phrasings(record: Record, prompt: str, rng: np.random.Generator | None 
         words, names = attributes_of(record), parse_attributes(prompt)
         phrasings = compose(record.card.grammar, words, names, descriptions_of(record))
     return (phrasings,) if isinstance(phrasings, str) else tuple(phrasings) or ("",)
+
+
+def all_sentences(records: Sequence[Record], prompt: str) -> Iterator[str]:
+    """Every sentence that a prompt type can give the records in training."""
+    for record in records:
+        types = numbered_types(record) if prompt == RANDOM else [prompt]
+        for kind in types:
+            yield from find_phrasings(record, kind)
+
+
+def numbered_types(record: Record) -> list[str]:
+    """The types p1, p2, … that a record has."""
+    return sorted(key for key, value in record.prompts.items() if value and is_numbered(key) and key != "p0")
 
 
 def is_numbered(key: str) -> bool:

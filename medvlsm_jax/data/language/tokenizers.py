@@ -3,7 +3,7 @@
 import contextlib
 import os
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Tokenizer:
         self.context_length = context_length
         self.pad_token_id = pad_token_id
         self.cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.is_cut_said = False
 
     def check(self, vocab_size: int, eos_token_id: int | None) -> None:
         """Raises UserError when the tokenizer is not the one that a text encoder was built for.
@@ -56,8 +57,13 @@ class Tokenizer:
             )
 
     def __call__(self, sentence: str) -> tuple[Int32[np.ndarray, " t"], Int32[np.ndarray, " t"]]:
-        """Ids and attention mask (1 for tokens, 0 for padding), cut and padded to the context length."""
+        """Ids and attention mask (1 for tokens, 0 for padding), cut and padded to the context length.
+
+        The first sentence that is cut is said, unless `say_cut` has been asked about all of them.
+        """
         if sentence not in self.cache:
+            if not self.is_cut_said and self.count_tokens(sentence) > self.context_length:
+                self.say_cut([sentence])
             encoded = self.backend(sentence, padding="max_length", truncation=True, max_length=self.context_length)
             ids, mask = encoded["input_ids"], encoded["attention_mask"]
             ids, mask = np.asarray(ids, np.int32), np.asarray(mask, np.int32)
@@ -65,6 +71,24 @@ class Tokenizer:
                 ids = np.where(mask > 0, ids, np.int32(self.pad_token_id))
             self.cache[sentence] = ids, mask
         return self.cache[sentence]
+
+    def count_tokens(self, sentence: str) -> int:
+        """How many tokens a whole sentence has, with those of start and end; not counted where they surely fit."""
+        most = len(sentence.encode()) + 2
+        return most if most <= self.context_length else len(self.backend(sentence, verbose=False)["input_ids"])
+
+    def say_cut(self, sentences: Iterable[str], *, is_shown: bool = True) -> None:
+        """Prints how many of all sentences of a run are cut, and the longest of them, which then is not said again."""
+        distinct = set(sentences)
+        lengths = {sentence: self.count_tokens(sentence) for sentence in distinct}
+        cut = [sentence for sentence in distinct if lengths[sentence] > self.context_length]
+        self.is_cut_said = True
+        if cut and is_shown:
+            longest = max(cut, key=lambda sentence: (lengths[sentence], sentence))
+            print(
+                f"warning: {len(cut)} of {len(distinct)} sentences are cut, for the network reads "
+                f"{self.context_length} tokens: the longest has {lengths[longest]}, {longest!r}"
+            )
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer's files, so that a checkpoint needs no hub."""

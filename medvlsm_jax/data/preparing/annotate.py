@@ -12,7 +12,7 @@ from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.language.attributes import MEASURED
 from medvlsm_jax.data.language.grammars import ATTRIBUTES, GENERAL, make_prompts, named_grammar, read_descriptions
 from medvlsm_jax.data.loading import split_card
-from medvlsm_jax.data.preparing.measuring import Box, Measured, measure_files
+from medvlsm_jax.data.preparing.measuring import Box, Measured, measure_files, told_words
 from medvlsm_jax.data.preparing.overrides import Descriptions, Overrides, check_overrides
 from medvlsm_jax.data.preparing.records_csv import back_up, find_rows, has_words, read_annotated
 from medvlsm_jax.data.schema import GIVEN, RecordLine, to_entry
@@ -143,7 +143,8 @@ def describe_records(
         original = published.get((row.image, row.mask))
         kept = {name: word for name, word in original.attributes.items() if name in keep} if original else {}
         given = {**overrides.get(row.image, {}), **overrides.get(row.mask, {})}
-        described.append(Described(row, {**measured, **kept, **row.attributes, **given}, box, original))
+        words = {**told_words(measured, card, is_published=bool(original)), **kept, **row.attributes, **given}
+        described.append(Described(row, words, box, original))
     check_named(described, card)
     return described
 

@@ -14,6 +14,7 @@ from medvlsm_jax.data.preparing.annotate import Described, write_annotations
 from medvlsm_jax.data.preparing.copying import Written, write_files
 from medvlsm_jax.data.preparing.importers import choose_importer, find_sources
 from medvlsm_jax.data.preparing.importers.item import Options, Source
+from medvlsm_jax.data.preparing.measuring import told_words
 from medvlsm_jax.data.preparing.own_splits import (
     OwnSplits,
     apply_own_splits,
@@ -104,7 +105,7 @@ def prepare(
     if annotations:
         write_published(folder, rows)
     else:
-        write_annotations(folder, card, [described(row, words[row.mask]) for row in rows])
+        write_annotations(folder, card, [described(row, words[row.mask], card) for row in rows])
     counts = Counter(row.split for row in rows)
     records = {split: counts[split] for split in SPLITS}
     terms = {"licence": card.licence, "citation": card.citation, "download": card.download}
@@ -148,10 +149,10 @@ def say_left_out(sources: Sequence[Source], written: Sequence[Written]) -> None:
 # --- Rows ------------------------------------------------------------------------------------------------------------
 
 
-def described(row: RecordLine, words: Mapping[str, str]) -> Described:
+def described(row: RecordLine, words: Mapping[str, str], card: Card) -> Described:
     """A record with the words that its image and mask show, and those that are known."""
     target = {"class": row.target} if row.target else {}
-    return Described(row, {**words, **target, **row.attributes}, row.box, published=None)
+    return Described(row, {**told_words(words, card), **target, **row.attributes}, row.box, published=None)
 
 
 def divide(rows: Sequence[RecordLine], card: Card, own: OwnSplits | None, seed: int, on_leak: str) -> list[RecordLine]:

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn_images import chunk, png, tiff
-from medvlsm_jax.data.scans.pages import open_pages
 from PIL import Image, ImageOps
 
 from medvlsm_jax.data.decoding.decode import decode
 from medvlsm_jax.data.facts import probe
 from medvlsm_jax.data.images import load_pair, open_image, read_mask
 from medvlsm_jax.data.preparing.importers.item import image_size
+from medvlsm_jax.data.scans.pages import open_pages
 from medvlsm_jax.errors import UserError
 
 ORIENTATIONS = range(1, 9)

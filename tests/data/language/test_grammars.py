@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medvlsm_jax.data.annotations import Record
-from medvlsm_jax.data.cards import CARDS, Card
+from medvlsm_jax.data.cards import CARDS, GREY, Card
 from medvlsm_jax.data.language.grammars import (
     ATTRIBUTES,
     GENERAL,
@@ -39,7 +39,11 @@ CHEST = {
     **{"class": "pleural effusion", "view": "lateral", "shape": "oval"},
     **{"location": "left, bottom left", "pathology": "Edema, Pleural Effusion"},
 }
-EXAMPLES = {"object": POLYP, "camus": HEART, "busi": TUMOR, "chexlocalize": CHEST}
+TUMOR_IN_CT = {
+    **{"class": "tumor", "size": "small", "number": "one", "view": "axial"},
+    **{"organ": "liver", "location": "top left", "shape": "round"},
+}
+EXAMPLES = {"object": POLYP, "camus": HEART, "busi": TUMOR, "chexlocalize": CHEST} | dict.fromkeys(GREY, TUMOR_IN_CT)
 
 
 def record_of(prompts, grammar: str = "object", attributes=None, target: str = "", descriptions=()) -> Record:
@@ -50,8 +54,9 @@ def record_of(prompts, grammar: str = "object", attributes=None, target: str = "
 # --- Prompts ---------------------------------------------------------------------------------------------------------
 
 
-def test_there_are_the_papers_14_attributes_and_each_has_its_place():
-    assert len(ATTRIBUTES) == 14
+def test_there_are_the_papers_14_attributes_and_organs_and_each_has_its_place():
+    assert len(ATTRIBUTES) == 15
+    assert ATTRIBUTES[-1] == "organ"
     assert {name for grammar in GRAMMARS.values() for name in grammar.attributes} == set(ATTRIBUTES)
 
 
@@ -127,11 +132,12 @@ def test_prompts_of_a_chest_finding():
         ("camus", *[["No polyp of the heart.", "No polyp in the cardiac ultrasound."]] * 2),
         ("busi", *["No polyp in the breast ultrasound image."] * 2),
         ("chexlocalize", *["No Polyp in a chest Xray."] * 2),
+        ("mr", "no polyp", ["no polyp"]),
     ],
 )
 def test_every_prompt_of_an_empty_mask_says_so(grammar, first, last):
     prompts = make_prompts(grammar, {"class": "polyp", "number": "no", "tumor_type": "normal"}, SHORT)
-    types = [kind for kind in GRAMMARS[grammar].types if kind < "p7" or grammar != "object"]
+    types = [kind for kind in GRAMMARS[grammar].types if kind < "p7" or grammar not in ("object", "mr")]
     assert [prompts[kind] for kind in types] == [first] * len(types)
     assert prompts[list(GRAMMARS[grammar].types)[-1]] == last
     assert list(prompts) == ["p0", *GRAMMARS[grammar].types]
@@ -173,6 +179,9 @@ def test_without_descriptions_there_are_no_types_of_them():
         ("chexlocalize", ("class", "location"), "Pleural Effusion, and located in left, bottom left of a Chest Xray."),
         ("chexlocalize", ("location", "view"), "Located in left, bottom left of the lateral view of a Chest Xray."),
         ("chexlocalize", ("shape",), "Of shape oval in a Chest Xray."),
+        ("ct", ("organ", "class"), "tumor in the liver"),
+        ("xray", ("location",), "located in top left of the X-ray image"),
+        ("mr", (GENERAL,), "a lump"),
     ],
 )
 def test_any_attributes_make_a_sentence_in_the_grammars_order(grammar, names, sentence):
@@ -200,7 +209,48 @@ def test_an_unknown_grammar_is_named():
 
 
 def test_every_card_has_a_grammar():
-    assert {card.grammar for card in CARDS.values()} == set(GRAMMARS)
+    assert {card.grammar for card in CARDS.values()} | set(GREY) == set(GRAMMARS)
+
+
+@pytest.mark.parametrize(
+    ("modality", "grammar"),
+    [
+        ("CT", "ct"),
+        ("abdominal CT", "ct"),
+        ("computed tomography", "ct"),
+        ("MRI", "mr"),
+        ("FLAIR", "mr"),
+        ("magnetic resonance", "mr"),
+        ("chest X-ray", "xray"),
+        ("radiography", "xray"),
+        ("breast ultrasound", "ultrasound"),
+        ("US", "ultrasound"),
+        ("endoscopy", "object"),
+        ("photograph", "object"),
+        ("OCT", "object"),
+        ("unknown", "object"),
+        ("CT and MR", "object"),
+    ],
+)
+def test_the_modality_of_a_card_gives_its_grammar(modality, grammar):
+    assert Card("mine", modality=modality).grammar == grammar
+    assert Card("mine", modality=modality, grammar="camus").grammar == "camus"
+
+
+def test_prompts_of_radiology_name_planes_and_organs_and_no_colours():
+    prompts = make_prompts("ct", TUMOR_IN_CT | {"color": "gray"}, ("a lump",))
+    assert prompts == {
+        "p0": "",
+        "p1": "tumor",
+        "p2": "small tumor",
+        "p3": "one small tumor",
+        "p4": "one small tumor in axial view",
+        "p5": "one small tumor in the liver in axial view",
+        "p6": "one small tumor in the liver in axial view, located in top left of the CT image",
+        "p7": "one small round tumor in the liver in axial view, located in top left of the CT image",
+        "p8": ["tumor which is a lump"],
+        "p9": ["one small round tumor in the liver in axial view which is a lump, located in top left of the CT image"],
+    }
 
 
 # --- Back again ------------------------------------------------------------------------------------------------------
@@ -219,7 +269,7 @@ def test_attributes_come_back_from_their_prompts(grammar, data):
     attributes = {name: data.draw(WORDS) for name in ("class", *chosen)}
     prompts = make_prompts(grammar, attributes, SHORT)
     assert read_attributes(grammar, prompts) == attributes
-    assert read_descriptions(prompts) == (SHORT if grammar == "object" else ())
+    assert read_descriptions(prompts) == (SHORT if grammar in ("object", *GREY) else ())
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS)

@@ -7,7 +7,7 @@ import pytest
 
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cards import Card
-from medvlsm_jax.data.language.prompts import check_prompt, choose_prompt
+from medvlsm_jax.data.language.prompts import all_sentences, check_prompt, choose_prompt
 from medvlsm_jax.errors import UserError
 
 PROMPTS = {"p0": "", "p1": "polyp", "p2": "round polyp", "p7": ("a", "b", "c"), "other": "an ulcer"}
@@ -147,7 +147,7 @@ def test_a_record_that_lacks_an_attribute_leaves_it_out():
 
 @pytest.mark.parametrize("prompt", ["attributes:size,weight", "attributes:", "attributes:size,,class", "attributes:p1"])
 def test_an_unknown_attribute_lists_the_fourteen(prompt):
-    with pytest.raises(UserError, match=r"is no attribute; there are class, .*, tumor_type$") as error:
+    with pytest.raises(UserError, match=r"is no attribute; there are class, .*, organ$") as error:
         check_prompt([record_with(WORDS)], prompt)
     assert f"--prompt={prompt}" in str(error.value)
     assert "\n" not in str(error.value)
@@ -170,3 +170,10 @@ def test_every_dataset_of_a_pool_must_have_the_attributes():
     check_prompt([record_with(WORDS), heart], "attributes:shape,class")
     with pytest.raises(UserError, match=r"^camus: no record has .*\(size\); grammar 'camus' can tell class, shape:"):
         check_prompt([record_with(WORDS), heart], "attributes:shape,size")
+
+
+def test_all_sentences_of_a_prompt_type_are_those_that_training_may_draw():
+    record = Record(Card("mine"), Path("a"), Path("a"), {"p0": "", "p1": "polyp", "p2": ("a polyp", "one polyp")})
+    assert list(all_sentences([record], "p2")) == ["a polyp", "one polyp"]
+    assert list(all_sentences([record], "random")) == ["polyp", "a polyp", "one polyp"]
+    assert list(all_sentences([record], "text:a")) == ["a"]

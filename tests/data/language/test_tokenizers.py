@@ -173,3 +173,22 @@ def test_an_encoder_that_looks_for_no_end_token_takes_any_that_fits_its_vocabula
     builtin.check(1024, None)
     with pytest.raises(UserError, match="does not fit"):
         builtin.check(100, None)
+
+
+def test_the_first_sentence_that_is_cut_is_said(capsys):
+    tokenizer = load_tokenizer("builtin", 16)
+    tokenizer("small " * 14 + "polyp")
+    tokenizer("small " * 14 + "ulcer")
+    said = capsys.readouterr().out
+    assert said.count("warning: 1 of 1 sentences are cut, for the network reads 16 tokens: the longest has 17") == 1
+    assert said.count("warning") == 1
+
+
+def test_all_sentences_that_are_cut_are_counted_once(capsys):
+    tokenizer = load_tokenizer("builtin", 16)
+    long = [f"{'small ' * count}polyp" for count in (3, 13, 14, 15)]
+    tokenizer.say_cut([*long, *long])
+    assert "warning: 2 of 4 sentences are cut" in capsys.readouterr().out
+    tokenizer(long[-1])
+    load_tokenizer("builtin", 77).say_cut(long)
+    assert capsys.readouterr().out == ""

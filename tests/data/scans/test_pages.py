@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn_images import png, tiff
-from medvlsm_jax.data.scans.pages import open_pages
 from PIL import Image
 
 from medvlsm_jax.data.scans import pages
+from medvlsm_jax.data.scans.pages import open_pages
 from medvlsm_jax.errors import UserError
 
 rng = np.random.default_rng(0)

@@ -5,16 +5,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 
-from medvlsm_jax.data.cards import Card
+from medvlsm_jax.data.cards import OBJECT, Card
+from medvlsm_jax.data.language.class_names import readable_class
 from medvlsm_jax.errors import UserError
 
 SHOWN = 5  # classes in a message
 BACKGROUND = ("background", "_background_", "__background__", "bg", "unlabeled", "unlabelled", "__ignore__", "ignore")
-
-
-def readable(name: str) -> str:
-    """The name of a class in words: `left_lung` is a left lung."""
-    return " ".join(name.replace("_", " ").replace("+", " ").split())
 
 
 def is_background(name: str) -> bool:
@@ -35,12 +31,12 @@ def choose_classes(card: Card, names: Iterable[str]) -> tuple[Mapping[str, str],
     Raises:
         UserError: no class of the files is wanted, or two would be written to one folder.
     """
-    found = {name: readable(name) for name in names if not is_background(name)}
+    found = {name: readable_class(name) for name in names if not is_background(name)}
     if bad := [name for name, word in found.items() if not word or not word.isprintable()]:
         raise UserError(f"the download has a class with the name {bad[0]!r:.100}: give it one in letters")
     if card.targets:
-        targets = {target.casefold(): target for target in card.targets}
-        wanted = {name: targets[word.casefold()] for name, word in found.items() if word.casefold() in targets}
+        targets = {form: target for target in card.targets for form in forms_of(target)}
+        wanted = {name: targets[form] for name in found for form in forms_of(name) if form in targets}
         if found and not wanted:
             raise UserError(
                 f"card {card.name}: its targets are {listed(card.targets)}, but the classes of the download are "
@@ -56,7 +52,15 @@ def choose_classes(card: Card, names: Iterable[str]) -> tuple[Mapping[str, str],
 def with_modality(card: Card, modalities: Collection[str]) -> Card:
     """The card with the modality that the files name, where it names none and they one."""
     is_named = card.modality != Card(card.name).modality or len(modalities) != 1
-    return card if is_named else dataclasses.replace(card, modality=next(iter(modalities)))
+    if is_named:
+        return card
+    modality = next(iter(modalities))
+    return dataclasses.replace(card, modality=modality, grammar="" if card.grammar == OBJECT else card.grammar)
+
+
+def forms_of(name: str) -> tuple[str, str]:
+    """How a class may be written otherwise: in words, sides in front, or in the order that it has; both in small."""
+    return readable_class(name).casefold(), " ".join(re.split(r"[_+.\s-]+", name.strip())).casefold()
 
 
 def check_folders(classes: Iterable[str]) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.files import read_csv
-from medvlsm_jax.data.preparing.importers.classes import choose_classes, mask_name, readable
+from medvlsm_jax.data.language.class_names import readable_class
+from medvlsm_jax.data.preparing.importers.classes import choose_classes, mask_name
 from medvlsm_jax.data.preparing.importers.files_below import FilesBelow
 from medvlsm_jax.data.preparing.importers.folders import IMAGES, MASKS
 from medvlsm_jax.data.preparing.importers.item import (
@@ -160,7 +161,9 @@ def names_classes(images: Mapping[str, Path], masks: Mapping[str, Path]) -> bool
     by_lower = {stem.lower(): stem for stem in images}
     plain = {form.format("").strip("_") for form in MASK_STEMS}
     parsed = [parse_stem(stem, by_lower) for stem in masks]
-    return bool(parsed) and all(stem.lower() in by_lower and readable(label) not in plain for stem, label in parsed)
+    return bool(parsed) and all(
+        stem.lower() in by_lower and readable_class(label) not in plain for stem, label in parsed
+    )
 
 
 # --- By a csv --------------------------------------------------------------------------------------------------------
