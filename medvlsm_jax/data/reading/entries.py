@@ -202,17 +202,15 @@ def memory_folder(name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        with contextlib.suppress(OSError):  # others are still in it
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A reader that is still at work when a run breaks off may store its last image meanwhile.
-            shutil.rmtree(folder, ignore_errors=True)
+        remove_unused(folder, file)
         os.close(file)
 
 
 def join_folder(folder: Path) -> int:
     """Makes a folder, or joins those who have; returns the open file that holds its lock."""
     while True:
-        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
         with contextlib.suppress(FileNotFoundError):  # who found it without a lock has removed it
             file = os.open(folder, os.O_RDONLY)
             fcntl.flock(file, fcntl.LOCK_SH)
@@ -229,13 +227,21 @@ def is_still(folder: Path, file: int) -> bool:
         return False
 
 
+def remove_unused(folder: Path, file: int) -> None:
+    """Removes a folder, open as this file, if nobody else has its lock; who waits for it then makes another one."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_still(folder, file):
+            # A reader that is still at work when a run breaks off may store its last image meanwhile.
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_abandoned() -> None:
     """Frees the shared memory of runs that were killed."""
     for folder in memory().glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # it is in use, another user's, or gone
+        with contextlib.suppress(OSError):  # it is another user's, or gone
             file = os.open(folder, os.O_RDONLY)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_unused(folder, file)
             finally:
                 os.close(file)

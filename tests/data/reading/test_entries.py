@@ -41,10 +41,10 @@ def test_sixty_starts_beside_a_writer_succeed(tmp_path):
 
     with ThreadPoolExecutor(1) as pool:
         writer = pool.submit(write)
-        for _ in range(60):
-            assert not Entries(tmp_path, 1000).is_full
+        started = [not Entries(tmp_path, 1000).is_full for _ in range(60)]
         is_over.set()
         writer.result()
+    assert sum(started) == 60
 
 
 def test_what_killed_writers_left_is_not_counted_and_is_removed_in_time(tmp_path):
@@ -103,16 +103,19 @@ def test_those_who_join_while_others_look_for_abandoned_folders_have_one(memory)
         while not is_over.is_set():
             remove_abandoned()
 
-    def join(i: int) -> None:
+    def join(i: int) -> bool:
         with memory_folder(str(i % 2)) as folder:
             (folder / str(i)).touch()
-            assert (folder / str(i)).exists()
+            return (folder / str(i)).exists()
 
     with ThreadPoolExecutor(4) as pool:
         cleaner = pool.submit(clean)
-        list(pool.map(join, range(200)))
+        joined = [pool.submit(join, i) for i in range(200)]
+        errors = [job.exception() for job in joined]
         is_over.set()
         cleaner.result()
+    assert not any(errors)
+    assert all(job.result() for job in joined)
     assert not list(memory.iterdir())
 
 
