@@ -76,6 +76,8 @@ def prepare(
         raise UserError(f"--on_leak={on_leak}: choose one of {', '.join(ON_LEAK)}")
     if options.per_class and annotations is not None:
         raise UserError("--per_class: the published records are about all polyps of an image; leave out --annotations")
+    if annotations is not None and max_side:
+        check_unsized(annotations, card)
     if splits is not None and annotations is not None:
         raise UserError("--splits: the published records have splits of their own; leave out --annotations")
     own = None if annotations else find_own_splits(splits, raw)
@@ -179,6 +181,13 @@ def draw_splits(rows: Sequence[RecordLine], card: Card, seed: int) -> list[Recor
             f"{copies} records are left out, whose images the download has in {' or '.join(set(fixed) - {''})} as well"
         )
     return [dataclasses.replace(row, split=row.split or splits[row.group]) for row in kept]
+
+
+def check_unsized(annotations: Path, card: Card) -> None:
+    """Raises a UserError when published records have sizes of pixels, which a smaller image would not have."""
+    entries = [entry for path in find_published(annotations, card).values() for entry in read_entries(path)]
+    if any(entry.get("spacing") for entry in entries):
+        raise UserError("--max_side: the published records have pixel sizes, which then would be wrong; leave it out")
 
 
 def is_copy_of_colondb(annotations: Path, card: Card) -> bool:

@@ -10,7 +10,7 @@ from medvlsm_jax import atomic
 from medvlsm_jax.data.cards import SPLITS, Card
 from medvlsm_jax.data.files import read_json
 from medvlsm_jax.data.preparing.importers import camus
-from medvlsm_jax.data.schema import RecordLine, to_entry
+from medvlsm_jax.data.schema import RecordLine, from_entry, to_entry
 from medvlsm_jax.errors import UserError
 
 Entry = Mapping[str, Any]
@@ -52,10 +52,17 @@ def match_split(path: Path, split: str, card: Card, index: Index) -> list[Record
             "complete the download, or leave out --annotations for splits and prompts of its own"
         )
     pairs = [(row, entry) for row, entry in zip(found, entries, strict=True) if row is not None]
-    return [
-        dataclasses.replace(row, split=split, entry=entry, group=entry.get("group") or row.group)
-        for row, entry in pairs
-    ]
+    return [with_entry(row, split, entry, f"{path}, a record of {entry['img_name']}") for row, entry in pairs]
+
+
+def with_entry(row: RecordLine, split: str, entry: Entry, where: str) -> RecordLine:
+    """A row with its published record, and the patient that this names.
+
+    The size of its pixels is taken over, too, where the download does not tell it.
+    """
+    known = from_entry(entry, where)
+    group, spacing = known.group or row.group, row.spacing or known.spacing
+    return dataclasses.replace(row, split=split, entry=entry, group=group, spacing=spacing)
 
 
 def find_row(entry: Entry, split: str, index: Index) -> RecordLine | None:

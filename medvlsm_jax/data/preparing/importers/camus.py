@@ -81,7 +81,7 @@ def read_subgroups(raw: Path) -> dict[str, str]:
     if folder is None:
         return {}
     files = {folder / name: split for name, split in SUBGROUPS.items() if (folder / name).is_file()}
-    return {patient: split for path, split in files.items() for patient in path.read_text("utf-8").split()}
+    return {patient: split for path, split in files.items() for patient in path.read_text("utf-8-sig").split()}
 
 
 # --- Volumes and metadata --------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def read_label(path: Path, label: int) -> Mask:
 def read_info(path: Path) -> dict[str, str]:
     """Sex, age and image quality in words, from lines of `Key: value`; raises UserError when one is missing."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
         values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         age = f"{number_word(round(float(values['Age'])))}-year-old"
         return {"sex": SEXES[values["Sex"][:1].upper()], "age": age, "quality": values["ImageQuality"].lower()}
