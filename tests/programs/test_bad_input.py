@@ -15,6 +15,7 @@ from medvlsm_jax.errors import UserError
 from medvlsm_jax.evaluate import default_config, evaluate
 from medvlsm_jax.predict import predict
 from medvlsm_jax.train import train
+from medvlsm_jax.training.run import read_sets
 
 HALF_WRITTEN = ("metrics.json", "cases.csv", "model.json", "checkpoints/*", "masks/*")
 
@@ -96,6 +97,29 @@ def test_training_on_spoilt_data_stops_before_it_starts(config, data_dir, tmp_pa
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_patient_in_training_and_test_stops_a_run_or_is_skipped(config, data_dir, tmp_path, capsys):
+    config.data_dir = str(data_dir)
+    for split in ("train", "test"):
+        entries = records(data_dir, split)
+        entries[0]["group"] = "patient 7"
+        (data_dir / "sample" / "anns" / f"{split}.json").write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=r"is of patient 7, who is in the split test as well .*on_bad=skip"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.data.on_bad = "skip"
+    sets = read_sets(config, tmp_path / "run")
+    assert len(sets.train) == len(records(data_dir, "train")) - 1
+    assert f"skipped 1 of {len(records(data_dir, 'train'))} records with errors" in capsys.readouterr().out
+
+
+def test_masks_that_are_all_empty_stop_a_run(config, data_dir, tmp_path):
+    config.data_dir = str(data_dir)
+    for entry in records(data_dir, "train"):
+        Image.new("L", (64, 64)).save(data_dir / "sample" / "masks" / entry["mask_name"])
+    with pytest.raises(UserError, match=r"sample: all \d+ masks are empty: there is nothing to learn"):
+        train(config, tmp_path / "run")
 
 
 def test_training_that_meets_a_broken_file_names_it(config, data_dir, tmp_path):

@@ -61,6 +61,18 @@ def test_prompts_are_written_with_a_users_words_and_descriptions(data_dir):
     assert last["prompts"]["p3"] == "white oval polyp"
 
 
+def test_a_class_that_the_card_does_not_know_is_refused(data_dir):
+    (data_dir / "words.csv").write_text("image,class\n00.png,polyp\n01.png,ulcer\n")
+    arguments = [f"--data_dir={data_dir}", f"--attributes={data_dir / 'words.csv'}"]
+    done = run(f"--dataset={data_dir / 'mine.toml'}", *arguments)
+    assert done.returncode == 2
+    assert "01.png is of the class 'ulcer', which is none of the targets of the card mine (polyp)" in done.stderr
+    (data_dir / "mine.toml").write_text('name = "mine"\ntargets = ["polyp", "ulcer"]\n')
+    assert run(f"--dataset={data_dir / 'mine.toml'}", *arguments).returncode == 0
+    entries = json.loads((data_dir / "mine" / "anns" / "test.json").read_text())
+    assert [entry["attributes"]["class"] for entry in entries[:3]] == ["polyp", "ulcer", "polyp"]
+
+
 def test_a_comparison_writes_nothing_but_its_csv(data_dir):
     before = {path: path.read_bytes() for path in data_dir.rglob("*") if path.is_file()}
     output = data_dir / "new" / "differences.csv"

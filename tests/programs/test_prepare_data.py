@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from prepare_data import card_text, chosen_card, list_cards, summary
+from prepare_data import card_text, chosen_card, list_cards, spread, summary
 from processes import run_here
 
+from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.cards import CARDS, Card, named_card
 from medvlsm_jax.data.loading import load_records
 from medvlsm_jax.errors import UserError
@@ -196,3 +197,47 @@ def test_options_that_make_no_sense_are_named(raw, tmp_path, flag, message):
     result = run("--dataset=wounds", f"--raw={raw}", f"--data_dir={tmp_path / 'data'}", flag)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+# --- What is said of a user's own data --------------------------------------------------------------------------------
+
+
+def test_words_are_counted_after_an_import(prepared, raw, tmp_path):
+    result = run(*prepared, f"--raw={raw}")
+    assert "class      lesion 8" in result.stdout
+    assert "warning: fewer than 10 training examples stand behind class 'lesion' 8" in result.stdout
+
+
+def test_masks_that_nobody_can_learn_from_are_an_error(raw, tmp_path):
+    for path in (raw / "masks").iterdir():
+        Image.new("L", (16, 16)).save(path)
+    (tmp_path / "mine.toml").write_text('name = "mine"\ntargets = ["lesion"]\n')
+    result = run(f"--dataset={tmp_path / 'mine.toml'}", f"--raw={raw}", f"--data_dir={tmp_path / 'data'}")
+    assert result.returncode == 2
+    assert "mine: all 10 masks are empty" in result.stderr
+    assert "next:" not in result.stdout
+
+
+def test_images_of_two_splits_that_look_alike_are_drawn(prepared, tmp_path):
+    images = tmp_path / "data" / "mine" / "images"
+    first, other = (load_records(tmp_path / "data", "mine", split)[0].image for split in ("train", "test"))
+    with Image.open(images / first.name) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(images / other.name)
+    result = run(*prepared, f"--duplicates={tmp_path / 'pairs.png'}")
+    assert result.returncode == 0, result.stderr
+    assert f"{images / first.name} looks like {images / other.name} mirrored of the split test" in result.stdout
+    with Image.open(tmp_path / "pairs.png") as sheet:
+        assert sheet.width > 2 * 224 > sheet.width - 224
+    result = run(*prepared, f"--duplicates={images / first.name}")
+    assert result.returncode == 2
+    assert "is a file of the dataset" in result.stderr
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 100])
+def test_a_preview_draws_no_record_twice(count):
+    chosen = spread([make_record_named(i) for i in range(count)], 5)
+    assert len({record.name for record in chosen}) == len(chosen) == min(5, count)
+
+
+def make_record_named(number: int) -> Record:
+    return Record(Card("mine"), Path(f"{number}.png"), Path("m.png"), {}, name=str(number))

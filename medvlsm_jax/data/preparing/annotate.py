@@ -155,7 +155,8 @@ def check_named(described: Sequence[Described], card: Card) -> None:
         more = f" (and {len(nameless) - 1} more)" if len(nameless) > 1 else ""
         raise UserError(
             f"{card.name}: of what class {nameless[0]}{more} is, is not known: name one class in a card's targets, or "
-            "each mask's in a column class of tools/make_prompts.py --attributes=FILE.csv"
+            "tell it by the masks, as IMAGE_CLASS.png, CLASS/IMAGE.png or in a csv of image, mask and class, which "
+            "tools/prepare_data.py --raw reads; or in a column class of tools/make_prompts.py --attributes=FILE.csv"
         )
 
 
