@@ -5,14 +5,16 @@ r"""Brings a raw download into the layout that training and evaluation read.
     python tools/prepare_data.py --dataset=camus --raw=DOWNLOAD --data_dir=DATA
     python tools/prepare_data.py --dataset=isic --raw=DOWNLOAD --data_dir=DATA --annotations=PUBLISHED --on_leak=drop
     python tools/prepare_data.py --dataset=mine.toml --raw=FOLDER_WITH_images_AND_masks --data_dir=DATA
+    python tools/prepare_data.py --dataset=organs --raw=FOLDER --data_dir=DATA --format=coco
     python tools/prepare_data.py --dataset=camus --data_dir=DATA --verify
     python tools/prepare_data.py --dataset=mine.toml --data_dir=DATA --verify --duplicates=pairs.png
     python tools/prepare_data.py --dataset=camus --data_dir=DATA --preview=camus.png --prompt=p6
     python tools/prepare_data.py --dataset=camus --data_dir=DATA --array_record=STORES --num_shards=8
 
-The download is only read. Splits are the published ones (--annotations), yours (--splits or splits.csv, folders named
-train, val and test), those of the download, or drawn by patient, sequence or image. A run that was cut off is continued
-by the same command, and a complete folder is left as it is.
+The download is only read. What format it is in is looked at where neither --format nor the card says it; files that name
+their classes (COCO, LabelMe, YOLO, nnU-Net, a mask for each class, …) need no card. Splits are the published ones
+(--annotations), yours (--splits or splits.csv, folders named train, val and test), those of the download, or drawn by
+patient, sequence or image. A run that was cut off is continued by the same command, and a complete folder is left as it is.
 """
 
 import sys
