@@ -11,10 +11,11 @@ r"""Brings a raw download into the layout that training and evaluation read.
     python tools/prepare_data.py --dataset=camus --data_dir=DATA --preview=camus.png --prompt=p6
     python tools/prepare_data.py --dataset=camus --data_dir=DATA --array_record=STORES --num_shards=8
 
-The download is only read. What format it is in is looked at where neither --format nor the card says it; files that name
-their classes (COCO, LabelMe, YOLO, nnU-Net, a mask for each class, …) need no card. Splits are the published ones
+The download is only read. Its format is that of --format or of the card, or found by looking; files that name their
+classes (COCO, LabelMe, YOLO, nnU-Net, a mask for each class, …) need no card. Splits are the published ones
 (--annotations), yours (--splits or splits.csv, folders named train, val and test), those of the download, or drawn by
-patient, sequence or image. A run that was cut off is continued by the same command, and a complete folder is left as it is.
+patient, sequence or image. A run that was cut off is continued by the same command, and a complete folder is left as it
+is.
 """
 
 import sys

@@ -29,10 +29,10 @@ from medvlsm_jax.data.preparing.importers.item import (
 )
 from medvlsm_jax.data.preparing.importers.layout import SUFFIXES, lonely, wrong_folder
 from medvlsm_jax.data.preparing.importers.looking import json_files, json_keys, split_of
+from medvlsm_jax.data.preparing.importers.shapes import FARTHEST
 from medvlsm_jax.errors import UserError
 
 KEYS = ("images", "annotations", "categories")
-FARTHEST = 10  # how many widths or heights of its image a corner may lie outside
 CROWD, BOXES = "are of crowds", "have a box alone"  # why annotations are left out
 
 Size = tuple[int, int]  # width, height
