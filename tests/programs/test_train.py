@@ -77,7 +77,7 @@ def test_metrics_hold_training_at_every_step_and_validation_after_every_epoch(ru
         assert list(series(run, name)) == [STEPS // 2, STEPS]
     assert series(run, "train/learning_rate")[1] == config.learning_rate
     assert all(0 <= value <= 1 for value in series(run, "val/dice").values())
-    assert np.mean(list(series(run, "train/loss").values())[-3:]) < series(run, "train/loss")[1]
+    assert series(run, "val/loss")[STEPS] < series(run, "val/loss")[STEPS // 2]  # of the same records, in any order
 
 
 def test_tensorboard_holds_the_numbers_and_overlays(run):
