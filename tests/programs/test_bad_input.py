@@ -133,6 +133,7 @@ def test_training_that_meets_a_broken_file_names_it(config, data_dir, tmp_path):
 @pytest.mark.parametrize("network", ["segnet", None, 3])
 def test_a_checkpoint_of_a_network_that_is_not_known_is_refused(run_copy, options, tmp_path, network):
     (run_copy / "model.json").write_text(json.dumps({"network": network, "config": {}}))
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
     message = rf"{run_copy / 'model.json'} describes no model of this version"
     with pytest.raises(UserError, match=message):
         evaluate(options, run_copy, ["sample"], ["p6"], tmp_path / "out")
