@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medvlsm_jax.data.annotations import Record
-from medvlsm_jax.data.cards import SPLITS
+from medvlsm_jax.data.cards import SPLITS, split_members
 from medvlsm_jax.data.findings import ERROR, WARNING, Finding
 from medvlsm_jax.data.groups import SEQUENCE
-from medvlsm_jax.data.loading import load_records
+from medvlsm_jax.data.loading import read_groups
 
 LEAKED = "is in the split {} and in {} as well: drop one of the records, or what is measured is what was seen"
 SHARED = "is of {}, who is in the split {} as well ({}): move one of the records, or what is measured is what was seen"
@@ -25,9 +25,9 @@ def find_leaked(splits: Mapping[str, Sequence[Record]]) -> Iterator[Finding]:
 
 
 def groups_of_splits(data_dir: str | Path, dataset: str, but: str) -> Groups:
-    """The patients and sequences that the annotation files of the other splits name; no image is read."""
-    splits = {split: load_records(data_dir, dataset, split, is_required=False) for split in SPLITS if split != but}
-    return {split: named_groups(records) for split, records in splits.items()}
+    """The patients and sequences that the other splits of the datasets of a split have; no image is read."""
+    cards = split_members(dataset, but)
+    return {split: read_groups(data_dir, cards, split) for split in SPLITS if split != but}
 
 
 def named_groups(records: Sequence[Record]) -> dict[tuple[str, str], str]:

@@ -1,6 +1,7 @@
 """The records of a split, from its annotation file or from an ArrayRecord store."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 from medvlsm_jax.data.annotations import Record, parse_record
@@ -44,6 +45,31 @@ def load_split(data_dir: str | Path, card: Card, split: str, *, is_required: boo
     if is_required and not entries:
         raise UserError(f"{path} has no records: {card.name} has nothing for the split {split!r}")
     return [parse_record(entry, card, root, f"{path}, record {i}") for i, entry in enumerate(entries)]
+
+
+def read_groups(data_dir: str | Path, cards: Iterable[Card], split: str) -> dict[tuple[str, str], str]:
+    """Dataset and group -> the first image's name, of the patients and sequences that a split's annotations name.
+
+    Nothing else of the records is looked at, and no image: it is about what other splits have.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for card in cards:
+        path = annotation_file(data_dir, card, split)
+        entries = read_json(path) if path.exists() else []
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and isinstance(entry.get("group"), str) and entry["group"]:
+                found.setdefault((card.name, entry["group"]), str(entry.get("img_name")))
+    return found
+
+
+def annotation_file(data_dir: str | Path, card: Card, split: str) -> Path:
+    """Where the annotations of a split are, in the dataset's folder or in its store."""
+    if not (Path(data_dir) / card.name / "anns").is_dir():
+        from medvlsm_jax.data.arrayrecord import find_store
+
+        if store := find_store(data_dir, card):
+            return store / "anns" / f"{split}.json"
+    return find_folder(data_dir, card) / "anns" / f"{split}.json"
 
 
 def split_card(root: Path, card: Card, split: str) -> Card:
