@@ -2,6 +2,7 @@
 
 import atexit
 import base64
+import contextlib
 import copy
 import io
 import json
@@ -27,7 +28,9 @@ from medvlsm_jax.data.preparing.importers.files_below import FilesBelow
 from medvlsm_jax.data.preparing.importers.formats import biomedparse, class_masks, coco, labelme, nnunet, sa_med2d, yolo
 from medvlsm_jax.data.preparing.importers.formats.label_maps import parse_labels
 from medvlsm_jax.data.preparing.importers.item import Item, Options
+from medvlsm_jax.data.preparing.own_splits import apply_own_splits, read_own_splits
 from medvlsm_jax.data.preparing.records_csv import read_rows
+from medvlsm_jax.data.schema import RecordLine
 
 SIZE = (24, 20)  # width, height
 CARD = Card("drawn", targets=("liver", "left lung"))
@@ -204,6 +207,7 @@ CARD_FILE = b"""name = "mine"
 targets = ["liver"]
 labels = {1 = "liver", "#00ff00" = ""}
 mask = "alpha"
+group = "patient([0-9]+)_"
 [counts]
 train = 8
 """
@@ -303,9 +307,20 @@ JSON = {
     "biomedparse": (json.dumps(BIOMEDPARSE).encode(), biomedparse.read_sentences),
     "annotations": (json.dumps([RECORD] * 2).encode(), read_annotations),
 }
+SPLITS = b"image,split,group\na.png,train,patient 1\nimages/b.png,Validation,\nc,,p2\n"
+
+
+def read_splits(path: Path) -> None:
+    """A csv of splits, applied to the images that it names."""
+    rows = [RecordLine(f"{name}.png", f"{name}.png", group=f"{name}.png") for name in "abc"]
+    with contextlib.redirect_stdout(io.StringIO()):  # which says what images it leaves out
+        apply_own_splits(rows, read_own_splits(path))
+
+
 TEXTS = {
     "class_masks": (".csv", TABLE, lambda path: class_masks.read_table(path, FOLDER)),
     "records": (".csv", LINES, read_rows),
+    "splits": (".csv", SPLITS, read_splits),
     "yolo": (".txt", POLYGONS, lambda path: list(yolo.read_polygons(path, SIZE))),
     "labels": (".txt", LABELS, lambda path: parse_labels(read_lines(path), path)),
     "card": (".toml", CARD_FILE, read_card),

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 from medvlsm_jax.data.cards import SPLITS, Card
-from medvlsm_jax.data.files import read_csv
+from medvlsm_jax.data.files import read_csv, shown
 from medvlsm_jax.data.preparing.splits import SHARES, assign_splits
 from medvlsm_jax.data.schema import RecordLine
 from medvlsm_jax.errors import UserError
@@ -93,7 +93,7 @@ def read_own_splits(path: Path) -> OwnSplits:
     lines = read_csv(path)
     columns = tuple(lines[0]) if lines else ()
     if "image" not in columns or not {"split", "group"} & set(columns) or set(columns) - set(COLUMNS):
-        found = f"has the columns {', '.join(columns)}" if columns else "has no lines"
+        found = f"has the columns {', '.join(map(shown, columns))}" if columns else "has no lines"
         raise UserError(f"{path} {found}: a csv of splits has image, and split or group or both")
     places: dict[str, Place] = {}
     for i, line in enumerate(lines, start=2):
@@ -102,7 +102,7 @@ def read_own_splits(path: Path) -> OwnSplits:
             raise UserError(f"{path}, line {i}: {word!r} is no split: write {', '.join(SPLITS)}, or nothing")
         place = Place(split_named(word), line.get("group", ""))
         if places.setdefault(line["image"], place) != place:
-            raise UserError(f"{path}, line {i}: it has {line['image']} twice, and says two things of it")
+            raise UserError(f"{path}, line {i}: it has {shown(line['image'])} twice, and says two things of it")
     return OwnSplits(path, places, "split" in columns)
 
 
@@ -134,13 +134,13 @@ def match_images(own: OwnSplits, images: Iterable[str]) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for name, place in own.places.items():
         path = PurePosixPath(name.replace("\\", "/"))
-        ends = (path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem)
+        ends = (path.as_posix(), path.parent.joinpath(path.stem).as_posix(), path.name, path.stem)
         matching = [name] if name in known else next((by_end[end] for end in ends if end in by_end), [])
         if len(matching) != 1:
             what = f"may be {matching[0]} or {matching[1]}" if matching else "is none of the dataset"
-            raise UserError(f"{own.path}: the image {name} {what}: write the names below the folder of images")
+            raise UserError(f"{own.path}: the image {shown(name)} {what}: write the names below the folder of images")
         if found.setdefault(matching[0], place) != place:
-            raise UserError(f"{own.path} says two things of the image {matching[0]}: leave one line of it")
+            raise UserError(f"{own.path} says two things of the image {shown(matching[0])}: leave one line of it")
     return found
 
 
