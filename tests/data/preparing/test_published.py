@@ -119,6 +119,17 @@ def test_leaks_can_be_dropped_or_kept(kvasir, tmp_path, capsys):
     assert "they are kept" in capsys.readouterr().out
 
 
+def test_a_patient_whom_published_records_name_in_two_splits_is_an_error(download, tmp_path):
+    raw, names = download("kvasir_polyp"), [f"cju0qkwl35piu{i:04d}.jpg" for i in range(3)]
+    entries = [entry(name, group=group, spacing=[0.5, 0.5]) for name, group in zip(names, "aba", strict=True)]
+    anns = write_anns(tmp_path / "anns", train=entries[:1], val=entries[1:2], test=entries[2:])
+    options = {"annotations": anns, "workers": 1}
+    message = error_of(prepare, CARDS["kvasir_polyp"], raw, tmp_path / "data", **options)
+    assert f"a is in train ({names[0]}) and test ({names[2]}): give --on_leak=drop" in message
+    message = error_of(prepare, CARDS["kvasir_polyp"], raw, tmp_path / "small", max_side=8, **options)
+    assert message.startswith("--max_side: the published records have pixel sizes")
+
+
 def test_published_splits_may_part_the_frames_of_a_sequence(download, tmp_path, draw, capsys):
     frames = {"train": draw.frames[::2], "val": [], "test": draw.frames[1::2]}
     anns = write_anns(tmp_path / "anns", **{s: [entry(f"{i}.png") for i in several] for s, several in frames.items()})
