@@ -65,11 +65,11 @@ class Watch:
     def watching(self) -> Iterator[None]:
         """While a reader is at work."""
         self.events.clear()
-        self.is_on = True
+        self.is_on, sys.dont_write_bytecode = True, True  # of what a reader imports only now
         try:
             yield
         finally:
-            self.is_on = False
+            self.is_on, sys.dont_write_bytecode = False, False
 
 
 WATCH = Watch()

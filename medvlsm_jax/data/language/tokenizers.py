@@ -3,6 +3,7 @@
 import contextlib
 import os
 import string
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from medvlsm_jax.errors import UserError
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 BUILTIN = "builtin"
+LOCK = threading.Lock()  # of all backends: tokenizers travel to other processes, locks do not
 # Of the paper's attributes, so that its prompts are whole words to the built-in tokenizer.
 PAPER_WORDS = """
 polyp polyps foot ulcer skin melanoma tumor tumors left ventricular cavity myocardium atrium benign malignant
@@ -64,7 +66,7 @@ class Tokenizer:
         if sentence not in self.cache:
             if not self.is_cut_said and self.count_tokens(sentence) > self.context_length:
                 self.say_cut([sentence])
-            encoded = self.backend(sentence, padding="max_length", truncation=True, max_length=self.context_length)
+            encoded = self.encode(sentence, padding="max_length", truncation=True, max_length=self.context_length)
             ids, mask = encoded["input_ids"], encoded["attention_mask"]
             ids, mask = np.asarray(ids, np.int32), np.asarray(mask, np.int32)
             if self.pad_token_id is not None:
@@ -75,7 +77,12 @@ class Tokenizer:
     def count_tokens(self, sentence: str) -> int:
         """How many tokens a whole sentence has, with those of start and end; not counted where they surely fit."""
         most = len(sentence.encode()) + 2
-        return most if most <= self.context_length else len(self.backend(sentence, verbose=False)["input_ids"])
+        return most if most <= self.context_length else len(self.encode(sentence, verbose=False)["input_ids"])
+
+    def encode(self, sentence: str, **options: Any) -> Any:
+        """What the backend makes of a sentence; one thread at a time, for it keeps the options that it was given."""
+        with LOCK:
+            return self.backend(sentence, **options)
 
     def say_cut(self, sentences: Iterable[str], *, is_shown: bool = True) -> None:
         """Prints how many of all sentences of a run are cut, and the longest of them, which then is not said again."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -110,6 +111,22 @@ def test_a_saved_tokenizer_gives_the_same_tokens(builtin, tmp_path):
 
 def test_repeated_sentences_are_tokenised_once(builtin):
     assert builtin("one polyp")[0] is builtin("one polyp")[0]
+
+
+def test_threads_that_count_and_cut_at_once_get_their_own_lengths():
+    tokenizer = load_tokenizer("builtin", 8)  # which keeps the options that it was last given
+    sentences = [f"one small polyp number {i} at the top of the image" for i in range(400)]
+    tokenizer.is_cut_said = True
+
+    def encode(i: int) -> tuple[int, ...] | None:
+        if i % 2:
+            return tuple(len(x) for x in tokenizer(sentences[i]))
+        assert tokenizer.count_tokens(sentences[i]) > 8
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(encode, range(len(sentences))))
+    assert found == {None, (8, 8)}
 
 
 def test_the_tiny_preset_fits_the_built_in_tokenizer():
