@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from medvlsm_jax.command_line import run_program
-from medvlsm_jax.data.scans.opening import find_images, listed, open_scans
+from medvlsm_jax.data.scans.opening import NAMED, find_images, open_scans
 from medvlsm_jax.data.scans.scan import Scan, View
 from medvlsm_jax.data.scans.windows import parse_window
 from medvlsm_jax.errors import UserError
@@ -25,6 +25,7 @@ from medvlsm_jax.predicting.folder import PredictionFolder
 from medvlsm_jax.predicting.outputs import representable
 from medvlsm_jax.predicting.pipeline import segment_all
 from medvlsm_jax.predicting.segmenter import Segmenter
+from medvlsm_jax.text import listed
 
 
 def predict(
@@ -83,7 +84,7 @@ def predict(
             print(f"{len(scans) - len(left)} of {len(scans)} were segmented before and are left as they are")
         segment_all(segmenter, questions, left, folder, failures)
         for note, names in notes_of(scans).items():
-            print(f"{note}: {listed(names)}")
+            print(f"{note}: {listed(names, NAMED)}")
     if failures:
         raise left_out(failures, unreadable + len(scans))
     return [output / name for scan in folder.outputs for name in scan.masks]

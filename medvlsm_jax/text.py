@@ -1,7 +1,7 @@
 """Tables and numbers as the terminal, the pages and the papers print them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -14,6 +14,13 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def listed(items: Iterable[object], most: int, noun: str = "") -> str:
+    """The first few of some things, and how many more there are; `noun` says what they are."""
+    texts = list(map(str, items))
+    more = f" and {len(texts) - most} more {noun}".rstrip() if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def percent(value: float) -> str:

@@ -14,6 +14,7 @@ import jax
 from medvlsm_jax.checkpoints.checkpoints import CHECKPOINTS
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.parallel.chips import find_chip
+from medvlsm_jax.text import listed
 
 MAX_NAMES = 16  # of files in a message
 UNDER_WAY = 3  # steps that a host may be ahead of what it knows to be finite
@@ -49,13 +50,12 @@ class FiniteGuard:
         numbers = {name: float(jax.device_get(value)) for name, value in values.items()}
         bad = {name: number for name, number in numbers.items() if not math.isfinite(number)}
         names = self.files(step)
-        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
         newest = self.newest()
         good = "there is no checkpoint yet"
         if newest is not None:
             good = f"the last good checkpoint is {self.workdir / CHECKPOINTS / str(newest)}"
         raise UserError(
-            f"training diverged at step {step}: {bad}, with the images {', '.join(names[:MAX_NAMES])}{more}; "
+            f"training diverged at step {step}: {bad}, with the images {listed(names, MAX_NAMES)}; "
             f"{good}. Lower config.learning_rate or use config.dtype=float32"
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from medvlsm_jax.data.annotations import Record
 from medvlsm_jax.data.language.grammars import GENERAL, attributes_of, named_grammar
-from medvlsm_jax.text import table
+from medvlsm_jax.text import listed, table
 
 FEW = 10  # examples from which a word is hardly learnt
 SHOWN = 8  # words of an attribute in the table
@@ -33,13 +33,10 @@ def counts_table(records: Sequence[Record]) -> str:
         return ""
     lines = [["attribute", "words and their training examples"]]
     for name, words in counts.items():
-        shown = ", ".join(f"{word} {count}" for word, count in words.most_common(SHOWN))
-        more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-        lines.append([name, shown + more])
+        lines.append([name, listed((f"{word} {count}" for word, count in words.most_common()), SHOWN)])
     width = max(len(cells) for _, cells in lines)
     text = table([[name, cells.ljust(width)] for name, cells in lines])
     few = [f"{name} {word!r} {count}" for name, words in counts.items() for word, count in words.items() if count < FEW]
     if few:
-        more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
-        text += f"\nwarning: fewer than {FEW} training examples stand behind {', '.join(few[:SHOWN])}{more}"
+        text += f"\nwarning: fewer than {FEW} training examples stand behind {listed(few, SHOWN)}"
     return "\n".join(line.rstrip() for line in text.splitlines())

@@ -9,6 +9,7 @@ from medvlsm_jax.data.scans.pages import open_pages
 from medvlsm_jax.data.scans.scan import Scan, View
 from medvlsm_jax.data.scans.volumes import is_volume, open_volume
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.text import listed
 from medvlsm_jax.written import Written
 
 NAMED = 5  # files that are left out, in a line
@@ -66,10 +67,10 @@ def find_images(path: Path) -> list[Path]:
     if not images:
         others = [name for names in left_out.values() for name in names]
         raise UserError(
-            f"--image={path} holds no images that can be read" + (f", but {listed(others)}" if others else "")
+            f"--image={path} holds no images that can be read" + (f", but {listed(others, NAMED)}" if others else "")
         )
     for reason, names in left_out.items():
-        print(f"left out, for {reason}: {listed(names)}")
+        print(f"left out, for {reason}: {listed(names, NAMED)}")
     return images
 
 
@@ -82,8 +83,3 @@ def reason_against(path: Path, made: Collection[str]) -> str:
     if is_volume(path) or is_picture(path) or is_dicom(path):
         return ""
     return "they are in no format that is read (docs/images.md)"
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

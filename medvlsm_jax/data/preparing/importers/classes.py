@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from medvlsm_jax.data.cards import OBJECT, Card
 from medvlsm_jax.data.language.class_names import readable_class
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.text import listed
 
 SHOWN = 5  # classes in a message
 BACKGROUND = ("background", "_background_", "__background__", "bg", "unlabeled", "unlabelled", "__ignore__", "ignore")
@@ -39,11 +40,11 @@ def choose_classes(card: Card, names: Iterable[str]) -> tuple[Mapping[str, str],
         wanted = {name: targets[form] for name in found for form in forms_of(name) if form in targets}
         if found and not wanted:
             raise UserError(
-                f"card {card.name}: its targets are {listed(card.targets)}, but the classes of the download are "
-                f"{listed(found.values())}: name those that are wanted"
+                f"card {card.name}: its targets are {listed(card.targets, SHOWN)}, but the classes of the download are "
+                f"{listed(found.values(), SHOWN)}: name those that are wanted"
             )
         if others := [word for name, word in found.items() if name not in wanted]:
-            print(f"{len(others)} classes that the card's targets do not name are left out: {listed(others)}")
+            print(f"{len(others)} classes that the card's targets do not name are left out: {listed(others, SHOWN)}")
         found = wanted
     check_folders(found.values())
     return found, dataclasses.replace(card, targets=card.targets or tuple(dict.fromkeys(found.values())))
@@ -80,10 +81,3 @@ def mask_name(word: str, image: str, number: int = 0) -> str:
     """The mask of an image's object of a class, below the dataset's masks; `number` tells several apart."""
     stem = PurePosixPath(image).with_suffix("").as_posix()
     return f"{class_folder(word)}/{stem}{f'_{number}' if number else ''}.png"
-
-
-def listed(words: Iterable[str]) -> str:
-    """Some classes, in words."""
-    first = list(words)
-    more = f" and {len(first) - SHOWN} more" if len(first) > SHOWN else ""
-    return ", ".join(first[:SHOWN]) + more

@@ -7,6 +7,7 @@ from pathlib import Path
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.files import shown
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.text import listed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 JUNK = ("__macosx", "thumbs.db")
@@ -81,7 +82,7 @@ def wrong_folder(raw: Path, card: Card) -> UserError:
         found = "no such folder"
     else:
         names = sorted(name for name in os.listdir(raw) if not is_junk(name))
-        found = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        found = listed(names, 5)
     expected = "; ".join(filter(None, map(str.strip, card.layout.splitlines()))) or "images/* and masks/*"
     return UserError(
         f"--raw={raw} is not the download of {card.title or card.name}: expected {expected}; found {found or 'nothing'}"

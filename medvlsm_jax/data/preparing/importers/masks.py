@@ -10,6 +10,7 @@ from medvlsm_jax.data.decoding.decode import Decoded, decode
 from medvlsm_jax.data.images import DEEP_MODES, picture, to_rgb
 from medvlsm_jax.data.preparing.importers.item import Mask
 from medvlsm_jax.errors import UserError
+from medvlsm_jax.text import listed
 
 BRIGHT = 127  # what is above is the object
 FAINT = 32  # up to it, values of a lossy file are noise around 0
@@ -75,9 +76,11 @@ def check_values(path: Path, decoded: Decoded, values: UInt8[np.ndarray, "h w"])
     if decoded.mode in DEEP_MODES:
         found = np.unique(np.asarray(decoded.pixels))
         if len(found) > 2:
-            raise other_values(path, f"holds {listed(found)}, of more than 8 bits")
+            raise other_values(path, f"holds {listed(found.tolist(), SHOWN, 'values')}, of more than 8 bits")
     elif (1 if not decoded.is_lossy else FAINT) < values.max() <= BRIGHT:
-        raise other_values(path, f"holds {listed(np.unique(values))}, but none above {BRIGHT}")
+        raise other_values(
+            path, f"holds {listed(np.unique(values).tolist(), SHOWN, 'values')}, but none above {BRIGHT}"
+        )
 
 
 def check_colours(path: Path, decoded: Decoded) -> None:
@@ -113,9 +116,3 @@ def other_values(path: Path, found: str, labels: str = LABELS) -> UserError:
     return UserError(
         f'{path} {found}: write in the card what they are, {labels}, or mask = "nonzero" where all are the object'
     )
-
-
-def listed(values: np.ndarray) -> str:
-    """Some values, in words."""
-    more = f" and {len(values) - SHOWN} more values" if len(values) > SHOWN else ""
-    return ", ".join(map(str, values[:SHOWN].tolist())) + more

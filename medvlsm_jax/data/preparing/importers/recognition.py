@@ -9,7 +9,7 @@ from PIL import Image
 
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.decoding.decode import decode
-from medvlsm_jax.data.preparing.importers.classes import listed
+from medvlsm_jax.data.preparing.importers.classes import SHOWN
 from medvlsm_jax.data.preparing.importers.folders import IMAGES, MASKS
 from medvlsm_jax.data.preparing.importers.formats import class_masks, coco, label_maps, labelme, nnunet, sa_med2d, yolo
 from medvlsm_jax.data.preparing.importers.layout import (
@@ -23,6 +23,7 @@ from medvlsm_jax.data.preparing.importers.layout import (
 from medvlsm_jax.data.preparing.importers.looking import json_files, json_keys
 from medvlsm_jax.data.preparing.importers.pairs import Part, divide_part
 from medvlsm_jax.data.preparing.own_splits import split_named
+from medvlsm_jax.text import listed
 
 LOOKED_AT = 16  # masks whose values are looked at
 
@@ -82,7 +83,7 @@ def signs_of_masks(folders: list[Path], card: Card) -> Iterator[Sign]:
         if card.labels:
             yield "label_maps", f"the card's labels, for {masks}"
         if (path := label_maps.find_label_file(folder, folder.parent)) and (values := label_values(masks)):
-            yield "label_maps", f"{path}, and the values {listed(map(str, values))} in {masks}"
+            yield "label_maps", f"{path}, and the values {listed(values, SHOWN)} in {masks}"
         if masks.name.lower() in MASKS:
             name, (images, masks, *_) = masks.name, divide_part(Part(images, masks))[0]
             if images is None or masks is None:
