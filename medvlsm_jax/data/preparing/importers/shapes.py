@@ -1,17 +1,51 @@
 """Outlines as masks, by Pillow's rule: what lies inside, and the outline itself."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medvlsm_jax.data.preparing.importers.item import Mask
+from medvlsm_jax.data.preparing.importers.classes import mask_name
+from medvlsm_jax.data.preparing.importers.item import Item, Mask
 from medvlsm_jax.errors import UserError
 
 Point = tuple[float, float]  # x, y in pixels
+Region = TypeVar("Region")  # as a format has it
 
 FARTHEST = 10  # how many widths or heights of its image a corner may lie outside
+
+
+def items_of(
+    name: str,
+    split: str,
+    regions: Mapping[tuple[str, int], list[Region]],
+    read_image: Callable[[], Path | np.ndarray],
+    draw: Callable[[list[Region]], Mask],
+) -> Iterator[Item]:
+    """The objects of an image.
+
+    Args:
+        name: of the image.
+        split: that the download fixes for it.
+        regions: of each object, by its class and a number, which is 0 where all of a class are one object.
+        read_image: as of `Item`.
+        draw: the union of regions; an object without a pixel is left out.
+    """
+    for (word, number), several in regions.items():
+        yield Item(
+            name,
+            mask_name(word, name, number),
+            split=split,
+            group=name,
+            target=word,
+            read_image=read_image,
+            read_mask=functools.partial(draw, several),
+            keep_empty=False,
+        )
 
 
 def draw_polygons(size: tuple[int, int], polygons: Sequence[Sequence[Point]]) -> Mask:

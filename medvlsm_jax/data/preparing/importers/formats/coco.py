@@ -15,7 +15,7 @@ import numpy as np
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.files import read_json
 from medvlsm_jax.data.images import how_to_agree
-from medvlsm_jax.data.preparing.importers.classes import choose_classes, mask_name
+from medvlsm_jax.data.preparing.importers.classes import choose_classes
 from medvlsm_jax.data.preparing.importers.files_below import FilesBelow
 from medvlsm_jax.data.preparing.importers.item import (
     Found,
@@ -29,7 +29,7 @@ from medvlsm_jax.data.preparing.importers.item import (
 )
 from medvlsm_jax.data.preparing.importers.layout import SUFFIXES, lonely, wrong_folder
 from medvlsm_jax.data.preparing.importers.looking import json_files, json_keys, split_of
-from medvlsm_jax.data.preparing.importers.shapes import FARTHEST
+from medvlsm_jax.data.preparing.importers.shapes import FARTHEST, items_of
 from medvlsm_jax.errors import UserError
 
 KEYS = ("images", "annotations", "categories")
@@ -156,17 +156,8 @@ def read_objects(
     for annotation in annotations:
         count[annotation.word] += per_object
         regions[annotation.word, count[annotation.word]].append(annotation)
-    for (word, number), several in regions.items():
-        yield Item(
-            name,
-            mask_name(word, name, number),
-            split=split,
-            group=name,
-            target=word,
-            read_image=functools.partial(as_found, image),
-            read_mask=functools.partial(draw_regions, several, actual),
-            keep_empty=False,
-        )
+    read_image = functools.partial(as_found, image)
+    yield from items_of(name, split, regions, read_image, functools.partial(draw_regions, size=actual))
 
 
 # --- Regions ---------------------------------------------------------------------------------------------------------

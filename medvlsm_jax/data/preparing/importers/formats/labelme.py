@@ -18,12 +18,12 @@ from PIL import Image, ImageDraw
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.files import read_json, shown
 from medvlsm_jax.data.images import open_image, to_rgb
-from medvlsm_jax.data.preparing.importers.classes import choose_classes, mask_name
+from medvlsm_jax.data.preparing.importers.classes import choose_classes
 from medvlsm_jax.data.preparing.importers.files_below import FilesBelow
 from medvlsm_jax.data.preparing.importers.item import Found, Item, Mask, Options, Source, image_size, written_name
 from medvlsm_jax.data.preparing.importers.layout import SUFFIXES, wrong_folder
 from medvlsm_jax.data.preparing.importers.looking import json_files, json_keys, split_of
-from medvlsm_jax.data.preparing.importers.shapes import Point, check_points, draw_polygons, points_of
+from medvlsm_jax.data.preparing.importers.shapes import Point, check_points, draw_polygons, items_of, points_of
 from medvlsm_jax.errors import UserError
 from medvlsm_jax.processes import map_in_processes
 
@@ -89,17 +89,11 @@ def read_objects(
         of_class = sum(found == label for found, _ in numbers)
         number = numbers.setdefault((label, f"shape {i}" if group is None else group), of_class + 1)
         regions[classes[label], number * options.per_object].append(shape | {"where": f"{path}, shape {i}"})
-    for (word, number), shapes in regions.items():
-        yield Item(
-            name,
-            mask_name(word, name, number),
-            split=split,
-            group=name,
-            target=word,
-            read_image=lambda: image or np.asarray(to_rgb(open_image(source))),
-            read_mask=functools.partial(draw_shapes, shapes, size),
-            keep_empty=False,
-        )
+
+    def read_image() -> Path | np.ndarray:
+        return image or np.asarray(to_rgb(open_image(source)))
+
+    yield from items_of(name, split, regions, read_image, functools.partial(draw_shapes, size=size))
 
 
 # --- Shapes ----------------------------------------------------------------------------------------------------------

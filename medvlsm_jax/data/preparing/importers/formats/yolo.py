@@ -11,7 +11,7 @@ import yaml
 
 from medvlsm_jax.data.cards import Card
 from medvlsm_jax.data.files import read_lines
-from medvlsm_jax.data.preparing.importers.classes import choose_classes, mask_name
+from medvlsm_jax.data.preparing.importers.classes import choose_classes
 from medvlsm_jax.data.preparing.importers.item import (
     Found,
     Item,
@@ -22,7 +22,7 @@ from medvlsm_jax.data.preparing.importers.item import (
     written_name,
 )
 from medvlsm_jax.data.preparing.importers.layout import SUFFIXES, is_junk, walk, wrong_folder
-from medvlsm_jax.data.preparing.importers.shapes import Point, check_points, draw_polygons
+from medvlsm_jax.data.preparing.importers.shapes import Point, check_points, draw_polygons, items_of
 from medvlsm_jax.errors import UserError
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # of data.yaml -> split
@@ -68,17 +68,8 @@ def read_objects(image: Path, name: str, split: str, classes: Mapping[int, str],
             if word := classes[number]:
                 count = sum(found == word for found, _ in regions) + 1
                 regions[word, count * per_object].append(polygon)
-        for (word, count), polygons in regions.items():
-            yield Item(
-                name,
-                mask_name(word, name, count),
-                split=split,
-                group=name,
-                target=word,
-                read_image=functools.partial(as_found, image),
-                read_mask=functools.partial(draw_polygons, size, polygons),
-                keep_empty=False,
-            )
+        read_image = functools.partial(as_found, image)
+        yield from items_of(name, split, regions, read_image, functools.partial(draw_polygons, size))
 
 
 def read_polygons(path: Path, size: tuple[int, int]) -> Iterator[tuple[int, list[Point]]]:
