@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medvlsm_jax import atomic
+from medvlsm_jax.data.reading.entries import stamp
 from medvlsm_jax.data.scans.scan import Scan
 from medvlsm_jax.evaluation.file_names import unique_names
 from medvlsm_jax.predicting.outputs import Output
@@ -65,9 +66,8 @@ class PredictionFolder:
 
 
 def stamps(scan: Scan) -> list[list[Any]]:
-    """Of each file of a scan its path, size and time of the last change."""
-    stats = ((path, path.stat()) for path in scan.files)
-    return [[str(path.absolute()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    """Of each file of a scan what its predictions depend on."""
+    return [list(stamp(path.absolute())) for path in scan.files]
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
