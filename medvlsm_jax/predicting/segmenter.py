@@ -120,7 +120,8 @@ class Segmenter:
         check_number("threshold", self.threshold)
         self.programs = make_programs(self.config, self.mesh)
         most = -(-batch_size // len(devices)) if batch_size else MOST_ROWS
-        self.rows = len(devices) * min(most, self.rows_that_fit())
+        rows = 1 if most == 1 else min(most, self.rows_that_fit())  # one is tried whatever memory there is
+        self.rows = rows * len(devices)
 
     def rows_that_fit(self) -> int:
         """Images that a device's free memory has room for at once, by what the compiler says of a few."""
