@@ -24,10 +24,15 @@ def find_leaked(splits: Mapping[str, Sequence[Record]]) -> Iterator[Finding]:
                 yield Finding(WARNING, record.dataset, str(record.image), LEAKED.format(split, other), (i,))
 
 
-def groups_of_splits(data_dir: str | Path, dataset: str, but: str) -> Groups:
-    """The patients and sequences that the other splits of the datasets of a split have; no image is read."""
-    cards = split_members(dataset, but)
-    return {split: read_groups(data_dir, cards, split) for split in SPLITS if split != but}
+def later_splits(split: str) -> tuple[str, ...]:
+    """The splits that come after one, on which is measured what was trained on it."""
+    return SPLITS[SPLITS.index(split) + 1 :]
+
+
+def groups_of_later_splits(data_dir: str | Path, dataset: str, split: str) -> Groups:
+    """The patients and sequences that `later_splits` of the datasets of a split have; no image is read."""
+    cards = split_members(dataset, split)
+    return {later: read_groups(data_dir, cards, later) for later in later_splits(split)}
 
 
 def named_groups(records: Sequence[Record]) -> dict[tuple[str, str], str]:
@@ -45,7 +50,7 @@ def find_shared_groups(records: Sequence[Record], split: str, others: Groups) ->
     The last split that a patient is in is the one to be measured on, so it is the records before it that are wrong.
     Frames of a sequence, which published splits part, are a warning.
     """
-    later = SPLITS[SPLITS.index(split) + 1 :]
+    later = later_splits(split)
     for i, record in enumerate(records):
         key = (record.dataset, record.group)
         for other in later if record.group else ():

@@ -9,7 +9,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from medvlsm_jax.data.annotations import Record, select_target
-from medvlsm_jax.data.apart import find_shared_groups, groups_of_splits
+from medvlsm_jax.data.apart import find_shared_groups, groups_of_later_splits
 from medvlsm_jax.data.facts import Facts, Key, default_cache
 from medvlsm_jax.data.findings import Finding
 from medvlsm_jax.data.integrity import verify
@@ -83,7 +83,7 @@ def read_split(
     What is wrong with images, masks and prompts is found here, before anything else starts.
     """
     records = load_records(config.data_dir, config.dataset, split, is_required=is_required)
-    groups = groups_of_splits(config.data_dir, config.dataset, but=split)
+    groups = groups_of_later_splits(config.data_dir, config.dataset, split)
 
     def check_whole(records: Sequence[Record], facts: Mapping[Key, Facts]) -> Iterator[Finding]:
         yield from find_shared_groups(records, split, groups)

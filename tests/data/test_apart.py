@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from checked_records import make_record
 
-from medvlsm_jax.data.apart import find_shared_groups, groups_of_splits, named_groups
+from medvlsm_jax.data.apart import find_shared_groups, groups_of_later_splits, named_groups
 from medvlsm_jax.data.integrity import inspect_dataset
 
 
@@ -64,5 +64,5 @@ def test_a_dataset_is_looked_through_for_patients(data_dir):
 def test_the_groups_of_other_splits_are_read_without_their_images(data_dir):
     for image in (data_dir / "mine" / "images").iterdir():
         image.unlink()
-    groups = groups_of_splits(data_dir, "mine", but="train")
+    groups = groups_of_later_splits(data_dir, "mine", "train")
     assert groups == {"val": {("mine", "patient 6"): "2.png"}, "test": {("mine", "patient 1"): "3.png"}}
