@@ -86,11 +86,13 @@ class Tokenizer:
 
     def say_cut(self, sentences: Iterable[str], *, is_shown: bool = True) -> None:
         """Prints how many of all sentences of a run are cut, and the longest of them, which then is not said again."""
+        self.is_cut_said = True
+        if not is_shown:
+            return
         distinct = set(sentences)
         lengths = {sentence: self.count_tokens(sentence) for sentence in distinct}
         cut = [sentence for sentence in distinct if lengths[sentence] > self.context_length]
-        self.is_cut_said = True
-        if cut and is_shown:
+        if cut:
             longest = max(cut, key=lambda sentence: (lengths[sentence], sentence))
             print(
                 f"warning: {len(cut)} of {len(distinct)} sentences are cut, for the network reads "
